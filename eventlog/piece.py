@@ -1,0 +1,258 @@
+"""Who writes a run, and who still does: identities, claims and locks.  FORMAT.md, "Pieces and writers".
+
+Invariants
+----------
+* A directory is claimed by `mkdir`, so two processes never write in one piece.
+* The lock decides who lives; its text only informs, and is never trusted where `flock` may not reach.
+* `closed` is said only of a piece that can never grow again.  Ask it *before* the last read, not after: a writer
+  may append between a read and its death.
+
+Nothing here reads or writes a record.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import socket
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from eventlog.errors import NotARun
+from eventlog.segment import FORMAT, directory_name, primary_name, primary_number
+
+RUN_FILE = "run.json"
+LOCK_FILE = "lock"
+HEARTBEAT_S = 30.0
+_LOCK_TEXT_MAX_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """What `run.json` says: who a run is, for ever."""
+
+    log_id: str
+    project: str
+    run_id: str
+    entity: str | None
+    created_us: int
+
+    @classmethod
+    def new(cls, project: str, run_id: str, entity: str | None) -> RunIdentity:
+        return cls(secrets.token_hex(16), project, run_id, entity, time.time_ns() // 1000)
+
+    def directory(self, root: Path) -> Path:
+        return root / directory_name(self.project) / directory_name(self.run_id)
+
+    @classmethod
+    def load(cls, run_dir: Path) -> RunIdentity:
+        """Return the identity of the run in `run_dir`, or raise `NotARun`."""
+        path = run_dir / RUN_FILE
+        try:
+            content = orjson.loads(_read_small(path))
+            found = cls(
+                content["log_id"],
+                content["project"],
+                content["run_id"],
+                content["entity"],
+                content["created"],
+            )
+            version = content["format"]
+        except FileNotFoundError:
+            raise NotARun(f"{str(run_dir)!r} has no {RUN_FILE}: it is not a run of an event log.") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise NotARun(
+                f"{str(path)!r} cannot be read: {error}. Its segments are intact; restore the file from a copy."
+            ) from None
+        if version != FORMAT:
+            raise NotARun(
+                f"{str(path)!r} has format {version!r}, and this version reads format {FORMAT}. Update tidelog to read it."
+            )
+        return found
+
+    def publish(self, run_dir: Path) -> RunIdentity:
+        """Write `run.json` unless there is one; return the identity that holds from now on.
+
+        Processes that start the same run at once agree on whichever was first.
+        """
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = run_dir / f".{RUN_FILE}.{secrets.token_hex(4)}"
+        content = {
+            "format": FORMAT,
+            "log_id": self.log_id,
+            "project": self.project,
+            "entity": self.entity,
+            "run_id": self.run_id,
+            "created": self.created_us,
+        }
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, orjson.dumps(content) + b"\n")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        try:
+            os.link(temporary, run_dir / RUN_FILE)
+        except FileExistsError:
+            return RunIdentity.load(run_dir)
+        finally:
+            os.unlink(temporary)
+        sync_directory(run_dir)
+        return self
+
+
+class Piece:
+    """A directory that this process, and no other, writes in.  Made by `claim_primary` and `claim_secondary`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.dir = directory
+        self.writer = directory.name
+        self.token = secrets.token_hex(4)
+        self._lock_fd = os.open(
+            directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+        # Waits at most for a reader that is just asking whether the lock is free.
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+        self.heartbeat(time.time_ns() // 1000)
+
+    def heartbeat(self, now_us: int) -> None:
+        """Say in the lock's text that this writer lived at `now_us`.  A disk that refuses it costs nothing."""
+        text = orjson.dumps(
+            {"host": this_host(), "boot_id": this_boot_id(), "pid": os.getpid(), "heartbeat": now_us}
+        )
+        try:
+            os.pwrite(self._lock_fd, text + b"\n", 0)
+            os.ftruncate(self._lock_fd, len(text) + 1)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise
+
+    def release(self) -> None:
+        """Let the lock go; the piece is closed from now on."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    # A forked child shares its parent's lock: closing the child's descriptor leaves the parent's lock held, and
+    # keeping it would make a dead parent look alive.
+    abandon_after_fork = release
+
+
+def claim_primary(run_dir: Path) -> Piece:
+    """Claim the run's next primary piece."""
+    number = 1 + max((primary_number(name) or 0 for name in primaries(run_dir)), default=0)
+    while True:
+        directory = run_dir / primary_name(number)
+        try:
+            directory.mkdir(mode=0o700)
+        except FileExistsError:
+            number += 1
+            continue
+        sync_directory(run_dir)
+        return Piece(directory)
+
+
+def claim_secondary(run_dir: Path, label: str) -> Piece:
+    """Claim a directory for a writer beside the primary: `label` is `rank3`, `fork` or `second`."""
+    while True:
+        directory = run_dir / f"{label}-{secrets.token_hex(4)}"
+        try:
+            directory.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        sync_directory(run_dir)
+        return Piece(directory)
+
+
+def primaries(run_dir: Path) -> list[str]:
+    """Return the names of the primary pieces, in the order of the run's history."""
+    numbered = ((primary_number(name), name) for name in _names(run_dir))
+    return [name for _, name in sorted((number, name) for number, name in numbered if number is not None)]
+
+
+def closed(run_dir: Path, writer: str) -> bool:
+    """Say whether the piece can never grow again, by its lock or a later piece.
+
+    A piece that ends in an `exit` record is closed as well; whoever has read that record knows it.
+    """
+    number = primary_number(writer)
+    if number is not None and any((primary_number(name) or 0) > number for name in _names(run_dir)):
+        return True
+    return lock_owner_is_gone(run_dir / writer)
+
+
+def lock_owner_is_gone(piece_dir: Path) -> bool:
+    """Say whether the piece's writer is certainly dead: a free lock of this host, or of one of its earlier boots."""
+    try:
+        fd = os.open(piece_dir / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        # Not created yet, or out of reach: nothing is certain.
+        return False
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        try:
+            text = orjson.loads(os.pread(fd, _LOCK_TEXT_MAX_BYTES, 0))
+            return bool(text["host"] == this_host())
+        except (OSError, ValueError, KeyError, TypeError):
+            # The lock is taken before its text is written: a writer is just being born.
+            return False
+    finally:
+        os.close(fd)
+
+
+def lock_text(piece_dir: Path) -> dict[str, Any]:
+    """Return what the lock's text says (`host boot_id pid heartbeat`), or nothing.  It informs, and decides nothing."""
+    try:
+        text = orjson.loads(_read_small(piece_dir / LOCK_FILE))
+    except (OSError, ValueError):
+        return {}
+    return text if isinstance(text, dict) else {}
+
+
+@cache
+def this_host() -> str:
+    return socket.gethostname()
+
+
+@cache
+def this_boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        import psutil
+
+        return f"boot-{psutil.boot_time():.0f}"
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in `directory` durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _read_small(path: Path) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        return os.read(fd, 64 * 1024)
+    finally:
+        os.close(fd)

@@ -1,0 +1,245 @@
+"""Reads streams back: tolerant of damage, honest about it, and bounded in memory.
+
+    segments ──StreamReader──▶ Chunk(records, damage) ──▶ where to go on
+
+Invariants
+----------
+* Only committed lines come out, each seq at most once, in order: also over torn tails, rewritten segments and
+  damage in the middle.
+* A line under way is waited for, never skipped; a line that is wrong is skipped, never waited for.
+* A reader that goes on from a remembered place yields what it would have yielded without the pause.
+* Memory is one chunk, or one line where a line is longer.
+
+Nothing is ever written, repaired or deleted here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from eventlog.errors import RunNotFound
+from eventlog.piece import RUN_FILE, primaries
+from eventlog.record import LINE_MAX_BYTES, BadLine, Record, record_of, unframe
+from eventlog.segment import Header, Segment, UnknownFormat, is_writer_name, segments_in
+
+CHUNK_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Records that are not there any more, or bytes that never were a record."""
+
+    path: Path
+    offset: int
+    first_seq: int
+    last_seq: int
+    cause: str
+
+    @property
+    def lost(self) -> int:
+        """How many records this cost: 0 if only the bytes between two records are wrong."""
+        return self.last_seq - self.first_seq + 1
+
+
+@dataclass(slots=True)
+class Chunk:
+    """What one `StreamReader.read` found."""
+
+    records: list[Record] = field(default_factory=list)
+    damage: list[Damage] = field(default_factory=list)
+    more: bool = False
+    """There is more on the disk right now; without it, the reader stands at the committed end."""
+
+
+@dataclass(slots=True)
+class _Suspect:
+    path: Path
+    offset: int
+    cause: str
+
+
+class StreamReader:
+    """Reads one stream of one piece, and can be asked again for what came since."""
+
+    def __init__(self, piece_dir: Path, stream: str = "events", seq: int = 0) -> None:
+        self.piece_dir = piece_dir
+        self.stream = stream
+        self.next_seq = seq
+        self.header: Header | None = None
+        self._segment: Segment | None = None
+        self._offset = 0
+        self._refused: Segment | None = None
+        # A line that was wrong: how many records it cost is known when the next good one comes.
+        self._suspect: _Suspect | None = None
+
+    def has_grown(self) -> bool:
+        """Say whether `read` would find more, for the price of a `stat`, or of a listing if not."""
+        if self._segment is not None:
+            try:
+                if os.stat(self.piece_dir / self._segment.name).st_size > self._offset:
+                    return True
+            except OSError:
+                return True
+        segments = self._segments()
+        return bool(segments) and segments[-1] != self._segment
+
+    def read(self, limit_bytes: int = CHUNK_BYTES) -> Chunk:
+        """Return the next records, from at most `limit_bytes` of segments (more only for a longer line)."""
+        chunk = Chunk()
+        # Listed before reading: a segment that has a successor in this list has all its bytes by now.
+        segments = self._segments()
+        if self._segment is None:
+            started = [s for s in segments if s.first_seq <= self.next_seq]
+            if not segments:
+                return chunk
+            # The last that can hold the seq; if even the first begins later, what came before is missing.
+            self._segment = started[-1] if started else segments[0]
+        budget = limit_bytes
+        while True:
+            budget -= self._read_segment(chunk, budget)
+            later = [s for s in segments if s > self._segment]
+            if budget <= 0:
+                chunk.more = True
+                return chunk
+            if not later:
+                return chunk
+            # What is left here without a newline is a torn tail: its writer carried on elsewhere.
+            self._segment, self._offset = later[0], 0
+
+    def end(self) -> list[Damage]:
+        """Return the damage at the very end; for a closed piece that was read to the end."""
+        if self._suspect is None:
+            return []
+        suspect, self._suspect = self._suspect, None
+        return [Damage(suspect.path, suspect.offset, self.next_seq, self.next_seq, suspect.cause)]
+
+    def torn_bytes(self) -> int:
+        """Return how many bytes after the last newline stand in the segment being read."""
+        if self._segment is None:
+            return 0
+        try:
+            return max(0, os.stat(self.piece_dir / self._segment.name).st_size - self._offset)
+        except OSError:
+            return 0
+
+    def _segments(self) -> list[Segment]:
+        try:
+            return segments_in(os.listdir(self.piece_dir), self.stream)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _read_segment(self, chunk: Chunk, limit_bytes: int) -> int:
+        """Read whole lines from the current segment; return how many bytes they had, 0 at its end."""
+        assert self._segment is not None
+        path = self.piece_dir / self._segment.name
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            self._suspect = self._suspect or _Suspect(path, 0, f"cannot be opened: {error.strerror}")
+            return 0
+        try:
+            data = _whole_lines(fd, self._offset, limit_bytes)
+            if not data and os.fstat(fd).st_size < self._offset:
+                self._suspect = self._suspect or _Suspect(path, self._offset, "the file became shorter")
+        finally:
+            os.close(fd)
+        at = 0
+        while at < len(data):
+            end = data.find(b"\n", at)
+            if end < 0:
+                # `_whole_lines` gives a piece of a line only if it is longer than a line may be.
+                self._suspect = self._suspect or _Suspect(path, self._offset, "the line is too long")
+                end = len(data) - 1
+            else:
+                self._take(chunk, path, data[at:end])
+            self._offset += end + 1 - at
+            at = end + 1
+        return len(data)
+
+    def _take(self, chunk: Chunk, path: Path, line: bytes) -> None:
+        if self._segment == self._refused:
+            return
+        try:
+            content = unframe(line)
+            if "format" in content:
+                self.header = Header.of(content)
+                return
+            record = record_of(content)
+        except BadLine as error:
+            if isinstance(error, UnknownFormat):
+                self._refused = self._segment
+            self._suspect = self._suspect or _Suspect(path, self._offset, str(error))
+            return
+        if record.seq < self.next_seq:
+            return
+        if record.seq > self.next_seq or self._suspect is not None:
+            suspect = self._suspect or _Suspect(path, self._offset, "the records are missing")
+            chunk.damage.append(
+                Damage(suspect.path, suspect.offset, self.next_seq, record.seq - 1, suspect.cause)
+            )
+            self._suspect = None
+        chunk.records.append(record)
+        self.next_seq = record.seq + 1
+
+
+def read(
+    run_dir: Path | str, stream: str = "events", writer: str | None = None, seq: int = 0
+) -> Iterator[Record]:
+    """Yield a run's committed records, in order and in bounded memory.
+
+    Without `writer`: those of all primary pieces, which is the run's history. `seq` is where to begin in the
+    (first) piece. Damage is passed over; `eventlog verify` reports it.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise RunNotFound(f"there is no run directory {str(run_dir)!r}.")
+    for name in [writer] if writer else primaries(run_dir):
+        reader = StreamReader(run_dir / name, stream, seq)
+        seq = 0
+        while True:
+            chunk = reader.read()
+            yield from chunk.records
+            if not chunk.more:
+                break
+
+
+def writers(run_dir: Path) -> list[str]:
+    """Return the names of all writers' directories: the primary pieces in order, then the others by name."""
+    primary = primaries(run_dir)
+    others = sorted(name for name in os.listdir(run_dir) if is_writer_name(name) and name not in set(primary))
+    return [*primary, *others]
+
+
+def find_runs(root: Path) -> Iterator[Path]:
+    """Yield the run directories below `root`, sorted: `<root>/<project>/<run_id>` with a `run.json` in it."""
+    for project in _directories(root):
+        for run_dir in _directories(project):
+            if (run_dir / RUN_FILE).is_file():
+                yield run_dir
+
+
+def _directories(parent: Path) -> list[Path]:
+    try:
+        with os.scandir(parent) as entries:
+            return sorted(Path(e.path) for e in entries if e.is_dir(follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+
+
+def _whole_lines(fd: int, offset: int, limit_bytes: int) -> bytes:
+    """Return the committed lines at `offset`: up to `limit_bytes` of them, or one line however long it is.
+
+    A line over `LINE_MAX_BYTES` comes back in pieces without a newline, to be skipped.
+    """
+    want = max(limit_bytes, 1)
+    while True:
+        data = os.pread(fd, want, offset)
+        whole = data.rfind(b"\n") + 1
+        if whole or len(data) < want:
+            return data[:whole]
+        if want > LINE_MAX_BYTES:
+            return data
+        want *= 4
