@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class Cursor:
 
     sink: Sink
     attach: dict[str, Any] | None = None
+    told: dict[str, Any] = field(default_factory=dict)
     pieces: list[str] = field(default_factory=list)
     acked: dict[str, int] = field(default_factory=dict)
     next: dict[str, Any] | None = None
@@ -87,11 +89,9 @@ def save(run_dir: Path, cursor: Cursor, now_us: int, durable: bool = False) -> C
             os.fsync(fd)
     finally:
         os.close(fd)
-    try:
+    # There is nothing to keep before the first generation.
+    with suppress(FileNotFoundError):
         os.replace(path, _previous(path))
-    except FileNotFoundError:
-        # The first generation.
-        pass
     # Killed right here, the previous generation is the newest one, and says so by its number.
     os.replace(temporary, path)
     if durable:

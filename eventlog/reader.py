@@ -26,6 +26,7 @@ from eventlog.record import LINE_MAX_BYTES, BadLine, Record, record_of, unframe
 from eventlog.segment import Header, Segment, UnknownFormat, is_writer_name, segments_in
 
 CHUNK_BYTES = 1024 * 1024
+HINT_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +65,25 @@ class _Suspect:
 class StreamReader:
     """Reads one stream of one piece, and can be asked again for what came since."""
 
-    def __init__(self, piece_dir: Path, stream: str = "events", seq: int = 0) -> None:
+    def __init__(
+        self, piece_dir: Path, stream: str = "events", seq: int = 0, hint: tuple[str, int] | None = None
+    ) -> None:
+        """Begin at `seq`; `hint` is the `place` of an earlier reader there, and saves reading up to it."""
         self.piece_dir = piece_dir
         self.stream = stream
         self.next_seq = seq
         self.header: Header | None = None
-        self._segment: Segment | None = None
-        self._offset = 0
+        self._segment: Segment | None = Segment.parse(hint[0]) if hint else None
+        self._offset = hint[1] if hint and self._segment else 0
+        self._hinted = self._segment is not None
         self._refused: Segment | None = None
         # A line that was wrong: how many records it cost is known when the next good one comes.
         self._suspect: _Suspect | None = None
+
+    @property
+    def place(self) -> tuple[str, int] | None:
+        """The segment's name and the byte where the next line begins."""
+        return (self._segment.name, self._offset) if self._segment else None
 
     def has_grown(self) -> bool:
         """Say whether `read` would find more, for the price of a `stat`, or of a listing if not."""
@@ -91,6 +101,9 @@ class StreamReader:
         chunk = Chunk()
         # Listed before reading: a segment that has a successor in this list has all its bytes by now.
         segments = self._segments()
+        if self._hinted and not self._hint_holds():
+            self._segment, self._offset = None, 0
+        self._hinted = False
         if self._segment is None:
             started = [s for s in segments if s.first_seq <= self.next_seq]
             if not segments:
@@ -130,6 +143,27 @@ class StreamReader:
             return segments_in(os.listdir(self.piece_dir), self.stream)
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def _hint_holds(self) -> bool:
+        """Whether a line begins at the hinted byte, and no record before it is missing from the seqs."""
+        assert self._segment is not None
+        try:
+            fd = os.open(self.piece_dir / self._segment.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            if os.pread(fd, 1, self._offset - 1) != b"\n":
+                return False
+            line, newline, _ = os.pread(fd, HINT_BYTES, self._offset).partition(b"\n")
+        finally:
+            os.close(fd)
+        if not newline:
+            # At the end of what is committed, or before a long line: nothing contradicts the hint.
+            return True
+        try:
+            return bool(unframe(line).get("seq") == self.next_seq)
+        except BadLine:
+            return False
 
     def _read_segment(self, chunk: Chunk, limit_bytes: int) -> int:
         """Read whole lines from the current segment; return how many bytes they had, 0 at its end."""
@@ -204,6 +238,48 @@ def read(
             yield from chunk.records
             if not chunk.more:
                 break
+
+
+def end_of(piece_dir: Path, stream: str = "events") -> tuple[int, int]:
+    """Return the stream's next seq and the time of its last record in microseconds, (0, 0) if it has none.
+
+    Reads only the end of the last segments.
+    """
+    try:
+        segments = segments_in(os.listdir(piece_dir), stream)
+    except (FileNotFoundError, NotADirectoryError):
+        return 0, 0
+    for segment in reversed(segments):
+        record = _last_record(piece_dir / segment.name)
+        if record is not None:
+            return record.seq + 1, record.time_us
+    return 0, 0
+
+
+def _last_record(path: Path) -> Record | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        size = os.fstat(fd).st_size
+        want = HINT_BYTES
+        while True:
+            begin = max(0, size - want)
+            lines = os.pread(fd, size - begin, begin).split(b"\n")[:-1]
+            # The first may be the end of a longer line: only a read from the start of the file has it whole.
+            for line in reversed(lines if begin == 0 else lines[1:]):
+                try:
+                    content = unframe(line)
+                    if "seq" in content:
+                        return record_of(content)
+                except BadLine:
+                    continue
+            if begin == 0 or want > LINE_MAX_BYTES:
+                return None
+            want *= 8
+    finally:
+        os.close(fd)
 
 
 def writers(run_dir: Path) -> list[str]:
