@@ -112,15 +112,27 @@ class StreamReader:
             self._segment = started[-1] if started else segments[0]
         budget = limit_bytes
         while True:
-            budget -= self._read_segment(chunk, budget)
-            later = [s for s in segments if s > self._segment]
+            read_bytes = self._read_segment(chunk, budget)
+            budget -= read_bytes
             if budget <= 0:
                 chunk.more = True
                 return chunk
+            if read_bytes:
+                continue
+            later = [s for s in segments if s > self._segment]
             if not later:
                 return chunk
             # What is left here without a newline is a torn tail: its writer carried on elsewhere.
             self._segment, self._offset = later[0], 0
+
+    def first(self) -> Record | None:
+        """Return the next record, if there is one; the reader is of no further use after it."""
+        while True:
+            chunk = self.read(HINT_BYTES)
+            if chunk.records:
+                return chunk.records[0]
+            if not chunk.more:
+                return None
 
     def end(self) -> list[Damage]:
         """Return the damage at the very end; for a closed piece that was read to the end."""

@@ -93,6 +93,10 @@ class Daemon:
     until_synced: bool = False
     flush_s: float = FLUSH_S
     on_change: Callable[[Daemon], None] = lambda daemon: None
+    watch_root: Callable[[Path], bool] = lambda root: False
+    """Begin to watch a root if it is not watched; say whether it was begun."""
+    finished: bool = False
+    """`run` returned since all was done."""
     gate: Gate = field(default_factory=Gate)
     entries: dict[Path, Entry] = field(default_factory=dict)
     twins: dict[Path, Path] = field(default_factory=dict)
@@ -109,10 +113,11 @@ class Daemon:
             while not self._stopping:
                 now_s = time.monotonic()
                 if now_s >= next_roots_s:
-                    roots = list(self.roots())
+                    known = list(self.roots())
                     next_roots_s = now_s + ROOTS_S
-                    if roots != known:
-                        known, next_scan_s = roots, now_s
+                    # All are asked: a root may not have existed before.
+                    if sum(self.watch_root(root) for root in known):
+                        next_scan_s = now_s
                 if now_s >= next_scan_s:
                     self._scan(known, now_s)
                     next_scan_s = now_s + SCAN_S
@@ -121,6 +126,7 @@ class Daemon:
                 if self.gate.is_open:
                     self._start_turns(now_s)
                 if self.until_synced and self._all_done():
+                    self.finished = True
                     return
                 await self._wait(min(next_roots_s, next_scan_s, self._next_due_s()))
         finally:
@@ -206,6 +212,9 @@ class Daemon:
             entry.due_s = min(entry.due_s, now_s + HINT_S)
         trouble = entry.sync.trouble
         if trouble is None:
+            if entry.sync.is_over:
+                # Nothing is expected from it: let its lock and its memory go until the next look.
+                entry.sync.close()
             return
         if trouble.verdict in (Verdict.UNREACHABLE, Verdict.UNAUTHORISED):
             self._shut(trouble.reason, trouble.verdict)

@@ -33,6 +33,7 @@ from syncd import attach, metadata
 from syncd.attach import Attach, Park, Wait
 from syncd.fold import HISTORY, Bases, Fold, Line
 from syncd.shipper import FLUSH_S, Backoff, Outcome, Shipper, Verdict, outcome_of
+from syncd.status import Progress, progress
 from syncd.wandb_api import Answer, WandbApi
 
 # Lines come out a little larger than the records they are made of: this much of a log makes one full batch.
@@ -41,7 +42,7 @@ READ_BYTES = 640 * 1024
 DURABLE_S = 30.0
 # How often a run is looked at without a hint: while it grows, while it may, and when it is over.
 HOT_S, WARM_S, COLD_S = 1.0, 10.0, 60.0
-LOCK_BUSY_S = 5.0
+LOCK_BUSY_S = 1.0
 DAMAGED = "damaged or missing in the log"
 OFFLINE_MODE = "logged with mode=offline: `syncd sync` uploads it"
 
@@ -144,10 +145,23 @@ class RunSync:
     def error(self) -> str | None:
         return self._cursor.error
 
+    @property
+    def is_over(self) -> bool:
+        """Nothing is left to do until the run is resumed."""
+        return self.caught_up and self._ended
+
+    def progress(self) -> Progress:
+        """Return how far this run is."""
+        return progress(self.run_dir, self._cursor)
+
     async def turn(self, now_s: float) -> float:
         """Do the next thing there is to do; return when to be called again if no hint comes before."""
         self.trouble = None
         if self._lock_fd < 0 and not self._open():
+            # Whoever holds it does the work; here it is enough to see it done.
+            self._cursor = cursors.load(self.run_dir, self.sink) or self._cursor
+            so_far = self.progress()
+            self.caught_up = so_far.acked == so_far.records
             return now_s + LOCK_BUSY_S
         if self.parked:
             return now_s + COLD_S
@@ -167,7 +181,7 @@ class RunSync:
     def close(self) -> None:
         """Let the run go; the next turn begins from the cursor."""
         if self._lock_fd >= 0:
-            if self._attached is not None and not self.parked:
+            if self._attached is not None and not self.parked and self._changed_since_saved():
                 self._remember(durable=True)
             os.close(self._lock_fd)
             self._lock_fd = -1
@@ -379,10 +393,10 @@ class RunSync:
         """Return the first piece's token and `start` facts, or None while it is being born."""
         for name in pieces.primaries(self.run_dir):
             reader = StreamReader(self.run_dir / name)
-            records = reader.read(1).records
-            if records:
+            record = reader.first()
+            if record is not None:
                 token = reader.header.token if reader.header else name
-                return token, records[0].data if records[0].kind == "start" else {}
+                return token, record.data if record.kind == "start" else {}
         return None
 
     def _tokens(self) -> list[str]:
@@ -391,8 +405,9 @@ class RunSync:
     def _token(self, name: str) -> str | None:
         """Return a piece's token, or None while it has no records: it may never have any."""
         reader = StreamReader(self.run_dir / name)
-        records = reader.read(1).records
-        return (reader.header.token if reader.header else name) if records else None
+        if reader.first() is None:
+            return None
+        return reader.header.token if reader.header else name
 
     # -- reading -----------------------------------------------------------------------------------------------
 

@@ -267,7 +267,8 @@ class Shipper:
         batch = self._landed()
         if outcome.verdict in (Verdict.TOO_LARGE, Verdict.REFUSED) and not batch.is_heartbeat:
             if len(batch.lines) > 1 or (batch.lines and batch.summary is not None):
-                self._max_bytes = max(1, sum(map(len, batch.encoded)) // 2)
+                if outcome.verdict is Verdict.TOO_LARGE:
+                    self._max_bytes = sum(len(text) + 1 for text in batch.encoded) // 2
                 self._max_lines = max(1, len(batch.lines) // 2)
                 return
             if batch.lines and batch.lines[0].file == HISTORY and batch.lines[0].number not in self.stubs:

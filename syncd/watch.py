@@ -41,12 +41,13 @@ class Watch:
         self._hint = hint
         self._observer = Observer()
         self._watched: dict[Path, ObservedWatch] = {}
+        self._refused: set[Path] = set()
         self._started = False
 
-    def add(self, root: Path) -> None:
-        """Watch a root, if that is possible; say so once if it is not."""
-        if root in self._watched or not root.is_dir():
-            return
+    def add(self, root: Path) -> bool:
+        """Begin to watch a root and return True, unless it is watched already, missing, or beyond a limit."""
+        if root in self._watched or root in self._refused or not root.is_dir():
+            return False
         try:
             if not self._started:
                 self._observer.start()
@@ -57,6 +58,7 @@ class Watch:
             )
         except OSError as error:
             # ENOSPC here is the limit on inotify watches.
+            self._refused.add(root)
             log.warning(
                 "cannot watch %s (%s): new records are noticed by looking, up to 10 s later", root, error
             )

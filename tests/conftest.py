@@ -1,0 +1,31 @@
+"""What holds for all tests: no deadline where the machine is shared, and no state of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Two busy cores make generation slow at times; that is no fault of a test.
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared machine")
+
+_OURS = ("WANDB_", "EVENTLOG_", "TIDELOG_", "RUN_ID", "RANK", "WORLD_SIZE", "SLURM_")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_the_users(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Run with an empty home: no roots list, no daemon, no API key but what the test sets."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith(_OURS):
+            monkeypatch.delenv(name)
+    home: Path = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("TIDELOG_STATE_DIR", str(home / "state"))
+    yield

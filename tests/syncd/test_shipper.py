@@ -1,0 +1,300 @@
+"""The shipper: batches, acks and back-off, for every outage a user can have, without a sleep."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from syncd.fold import CONSOLE, EVENTS, HISTORY, Line
+from syncd.shipper import (
+    BACKOFF_MAX_S,
+    BATCH_MAX_BYTES,
+    HEARTBEAT_S,
+    RETRY_AFTER_MAX_S,
+    Backoff,
+    Batch,
+    Outcome,
+    Shipper,
+    Verdict,
+    outcome_of,
+)
+
+RETRY = Outcome(Verdict.RETRY, "HTTP 500")
+REFUSED = Outcome(Verdict.REFUSED, "HTTP 422")
+TOO_LARGE = Outcome(Verdict.TOO_LARGE, "HTTP 413")
+
+
+def new_shipper(**options: Any) -> Shipper:
+    return Shipper({HISTORY: 0, EVENTS: 0, CONSOLE: 0}, **options)
+
+
+def history(*numbers: int, text: str | None = None) -> list[Line]:
+    return [Line(HISTORY, n, text or json.dumps({"x": n, "_step": n})) for n in numbers]
+
+
+def sent(batch: Batch | None) -> dict[str, Any]:
+    assert batch is not None
+    parsed: dict[str, Any] = json.loads(batch.body())
+    return parsed
+
+
+def test_a_batch_carries_consecutive_lines_at_their_number_with_the_summary():
+    shipper = new_shipper()
+    shipper.offer(history(0, 1))
+    shipper.want_summary('{"x":1}')
+
+    body = sent(shipper.next_batch(now_s=0.0, live=True))
+
+    assert body == {
+        "files": {
+            "wandb-history.jsonl": {"offset": 0, "content": ['{"x": 0, "_step": 0}', '{"x": 1, "_step": 1}']},
+            "wandb-summary.json": {"offset": 0, "content": ['{"x":1}']},
+        }
+    }
+
+
+def test_nothing_else_is_sent_while_a_batch_is_in_flight():
+    shipper = new_shipper()
+    shipper.offer(history(0))
+    shipper.next_batch(now_s=0.0, live=False)
+
+    assert shipper.next_batch(now_s=100.0, live=False) is None
+
+
+def test_an_outage_delays_the_lines_and_sends_the_same_ones_again():
+    shipper = new_shipper()
+    shipper.offer(history(0, 1))
+    first = shipper.next_batch(now_s=0.0, live=False)
+
+    shipper.failed(RETRY, now_s=0.0, jitter=1.0)
+
+    assert shipper.next_batch(now_s=0.5, live=False) is None
+    assert shipper.next_batch(now_s=1.0, live=False) == first
+
+
+def test_a_week_of_failures_is_tried_again_every_minute_at_most():
+    backoff = Backoff()
+    now_s = 0.0
+
+    for _ in range(7 * 24 * 60):
+        backoff.failed(now_s, jitter=1.0)
+        assert backoff.not_before_s - now_s <= BACKOFF_MAX_S
+        now_s = backoff.not_before_s
+
+    assert now_s > 6 * 24 * 3600
+
+
+def test_the_server_may_ask_for_more_patience():
+    shipper = new_shipper()
+    shipper.offer(history(0))
+    shipper.next_batch(now_s=0.0, live=False)
+
+    shipper.failed(Outcome(Verdict.RETRY, "HTTP 429", retry_after_s=90.0), now_s=0.0, jitter=0.0)
+
+    assert shipper.due_s(live=False) == 90.0
+
+
+def test_an_ack_moves_the_cursor_and_the_next_lines_follow_it():
+    shipper = new_shipper()
+    shipper.offer(history(0, 1))
+    shipper.next_batch(now_s=0.0, live=False)
+
+    shipper.acked_batch()
+    shipper.offer(history(2))
+
+    assert shipper.acked[HISTORY] == 2
+    assert sent(shipper.next_batch(now_s=0.0, live=False))["files"][HISTORY]["offset"] == 2
+
+
+def test_lines_that_are_acked_already_are_passed_over_in_a_replay():
+    shipper = Shipper({HISTORY: 2, EVENTS: 0, CONSOLE: 0})
+
+    shipper.offer(history(0, 1, 2))
+
+    assert sent(shipper.next_batch(now_s=0.0, live=False))["files"][HISTORY] == {
+        "offset": 2,
+        "content": ['{"x": 2, "_step": 2}'],
+    }
+
+
+def test_a_live_run_is_sent_every_flush_and_a_backlog_at_once():
+    shipper = new_shipper(flush_s=5.0)
+    shipper.offer(history(0))
+    shipper.next_batch(now_s=0.0, live=True)
+    shipper.acked_batch()
+    shipper.offer(history(1))
+
+    assert shipper.next_batch(now_s=4.9, live=True) is None
+    assert shipper.next_batch(now_s=4.9, live=False) is not None
+
+
+def test_a_quiet_live_run_gets_a_heartbeat():
+    shipper = new_shipper()
+    shipper.offer(history(0))
+    shipper.next_batch(now_s=0.0, live=True)
+    shipper.acked_batch()
+
+    assert shipper.next_batch(now_s=HEARTBEAT_S - 1, live=True) is None
+    assert sent(shipper.next_batch(now_s=HEARTBEAT_S, live=True)) == {}
+
+
+def test_a_run_that_is_over_gets_no_heartbeat():
+    shipper = new_shipper()
+
+    assert shipper.next_batch(now_s=1e9, live=False) is None
+    assert shipper.due_s(live=False) == float("inf")
+
+
+def test_complete_goes_alone_after_everything_else_is_acked():
+    shipper = new_shipper()
+    shipper.offer(history(0))
+    shipper.want_summary("{}")
+    shipper.want_exit(3)
+
+    first = sent(shipper.next_batch(now_s=0.0, live=False))
+    shipper.acked_batch()
+    last = sent(shipper.next_batch(now_s=0.0, live=False))
+    shipper.acked_batch()
+
+    assert "complete" not in first
+    assert last == {"complete": True, "exitcode": 3}
+    assert shipper.finished
+    assert shipper.drained
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1], ids=["one byte under", "at the limit", "one byte over"])
+def test_a_batch_is_cut_at_the_limit(extra: int):  # faults: 74
+    shipper = new_shipper()
+    half = BATCH_MAX_BYTES // 2
+    shipper.offer(history(0, text="x" * (half - 3)) + history(1, text="x" * (half - 2 + extra)))
+
+    batch = shipper.next_batch(now_s=0.0, live=False)
+
+    assert batch is not None
+    assert len(batch.lines) == (2 if extra <= 0 else 1)
+    assert sum(map(len, batch.encoded)) <= BATCH_MAX_BYTES
+
+
+def test_a_line_over_the_limit_goes_alone():  # faults: 74
+    shipper = new_shipper()
+    shipper.offer(history(0, text="x" * (BATCH_MAX_BYTES + 1)) + history(1))
+
+    batch = shipper.next_batch(now_s=0.0, live=False)
+
+    assert batch is not None
+    assert [line.number for line in batch.lines] == [0]
+
+
+def test_a_413_halves_what_is_sent_until_it_fits():
+    shipper = new_shipper()
+    shipper.offer(history(*range(8)))
+    sizes = []
+
+    for _ in range(3):
+        batch = shipper.next_batch(now_s=0.0, live=False)
+        assert batch is not None
+        sizes.append(len(batch.lines))
+        shipper.failed(TOO_LARGE, now_s=0.0, jitter=0.0)
+
+    assert sizes == [8, 4, 2]
+
+
+@given(poison=st.sets(st.integers(0, 19), max_size=4))
+def test_refused_lines_become_stubs_and_the_others_arrive_as_they_are(poison: set[int]):  # faults: 70
+    shipper = new_shipper()
+    shipper.offer(history(*range(20)))
+    shipper.want_summary("{}")
+    server: dict[int, dict[str, Any]] = {}
+
+    for _ in range(500):
+        batch = shipper.next_batch(now_s=0.0, live=False)
+        if batch is None:
+            break
+        rows = {line.number: json.loads(line.text) for line in batch.lines}
+        if any(row.get("x") in poison for row in rows.values()):
+            shipper.failed(REFUSED, now_s=0.0, jitter=0.0)
+        else:
+            server |= rows
+            shipper.acked_batch()
+
+    assert shipper.drained
+    assert {n for n, row in server.items() if "x" not in row} == poison
+    assert {n: row["_step"] for n, row in server.items()} == {n: n for n in range(20)}
+    assert set(shipper.stubs) == poison
+
+
+def test_a_stub_is_the_same_line_after_a_restart():
+    first = new_shipper()
+    first.offer(history(0))
+    first.next_batch(now_s=0.0, live=False)
+    first.failed(REFUSED, now_s=0.0, jitter=0.0)
+    stubbed = first.next_batch(now_s=0.0, live=False)
+
+    restarted = new_shipper(stubs=dict(first.stubs))
+    restarted.offer(history(0))
+
+    assert restarted.next_batch(now_s=0.0, live=False) == stubbed
+
+
+def test_a_refused_summary_does_not_hold_up_the_rows():
+    shipper = new_shipper()
+    shipper.want_summary('{"bad":1}')
+    shipper.next_batch(now_s=0.0, live=False)
+
+    shipper.failed(REFUSED, now_s=0.0, jitter=0.0)
+
+    assert shipper.drained
+    assert shipper.summary_refused == "HTTP 422"
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict"),
+    [
+        (None, Verdict.UNREACHABLE),
+        (200, Verdict.ACK),
+        (302, Verdict.UNREACHABLE),
+        (400, Verdict.REFUSED),
+        (401, Verdict.UNAUTHORISED),
+        (403, Verdict.FORBIDDEN),
+        (404, Verdict.FORBIDDEN),
+        (407, Verdict.RETRY),
+        (408, Verdict.RETRY),
+        (409, Verdict.RETRY),
+        (413, Verdict.TOO_LARGE),
+        (422, Verdict.REFUSED),
+        (429, Verdict.RETRY),
+        (500, Verdict.RETRY),
+        (501, Verdict.RETRY),
+        (503, Verdict.RETRY),
+    ],
+)
+def test_each_status_has_one_meaning(status: int | None, verdict: Verdict):
+    assert outcome_of(status, {}, is_object=True, wall_s=0.0).verdict is verdict
+
+
+def test_a_page_with_status_200_is_a_captive_portal_and_no_ack():
+    outcome = outcome_of(200, {}, is_object=False, wall_s=0.0)
+
+    assert outcome.verdict is Verdict.UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": "-3"}, 0.0),
+        ({"Retry-After": "1e99"}, RETRY_AFTER_MAX_S),
+        ({"Retry-After": "Thu, 01 Jan 1970 00:02:00 GMT"}, 20.0),
+        ({"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}, 0.0),
+        ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "nan"}, None),
+        ({"RateLimit-Remaining": "0", "RateLimit-Reset": "9"}, 9.0),
+        ({"RateLimit-Remaining": "5", "RateLimit-Reset": "9"}, None),
+    ],
+)
+def test_how_long_a_server_asks_to_wait(headers: dict[str, str], wait_s: float | None):  # faults: 69
+    assert outcome_of(429, headers, is_object=True, wall_s=100.0).retry_after_s == wait_s
