@@ -1,0 +1,75 @@
+"""Cursors on disk: two generations, of which one can always be read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from eventlog.cursor import SYNC_DIR, Cursor, Sink, cursors, load, save
+
+SINK = Sink("https://api.wandb.ai", None, "demo", "run")
+
+
+def test_a_cursor_comes_back_as_it_was(tmp_path: Path):
+    cursor = Cursor(SINK, attach={"entity": "e"}, acked={"h": 3}, fold={"state": {"nan": float("inf")}})
+
+    written = save(tmp_path, cursor, now_us=5, durable=True)
+
+    assert load(tmp_path, SINK) == written == replace(cursor, generation=1, time=5)
+
+
+def test_the_generation_before_stands_in_for_one_that_was_damaged(tmp_path: Path):
+    first = save(tmp_path, Cursor(SINK, acked={"h": 1}), now_us=1)
+    save(tmp_path, replace(first, acked={"h": 2}), now_us=2)
+    (tmp_path / SYNC_DIR / f"{SINK.name}.json").write_bytes(b"\0" * 40)
+
+    assert load(tmp_path, SINK) == first
+
+
+def test_killed_between_the_two_renames_the_newest_is_the_one_before(tmp_path: Path):  # faults: 45
+    first = save(tmp_path, Cursor(SINK, acked={"h": 1}), now_us=1)
+    current = tmp_path / SYNC_DIR / f"{SINK.name}.json"
+    os.replace(current, current.with_name(current.name + ".previous"))
+
+    assert load(tmp_path, SINK) == first
+    assert list(cursors(tmp_path)) == [first]
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\n", b"{}", b'{"crc":"00000000","format":1}\n', b"\xff" * 100])
+def test_garbage_is_as_good_as_no_cursor(tmp_path: Path, garbage: bytes):  # faults: 46
+    directory = tmp_path / SYNC_DIR
+    directory.mkdir()
+    (directory / f"{SINK.name}.json").write_bytes(garbage)
+
+    assert load(tmp_path, SINK) is None
+    assert list(cursors(tmp_path)) == []
+
+
+def test_a_cursor_of_a_newer_version_is_not_guessed_at(tmp_path: Path):  # faults: 48
+    from eventlog.record import frame_object
+
+    (tmp_path / SYNC_DIR).mkdir()
+    newer = frame_object({"format": 2, "sink": {}, "surprise": 1})
+    (tmp_path / SYNC_DIR / f"{SINK.name}.json").write_bytes(newer)
+
+    assert load(tmp_path, SINK) is None
+
+
+def test_a_symlink_is_not_followed(tmp_path: Path):  # faults: 94
+    save(tmp_path, Cursor(SINK), now_us=1)
+    current = tmp_path / SYNC_DIR / f"{SINK.name}.json"
+    current.rename(tmp_path / "elsewhere")
+    current.symlink_to(tmp_path / "elsewhere")
+
+    assert load(tmp_path, SINK) is None
+
+
+def test_two_destinations_keep_two_cursors(tmp_path: Path):
+    other = replace(SINK, base_url="https://wandb.example.org")
+    save(tmp_path, Cursor(SINK, acked={"h": 1}), now_us=1)
+    save(tmp_path, Cursor(other, acked={"h": 2}), now_us=1)
+
+    assert {cursor.sink: cursor.acked["h"] for cursor in cursors(tmp_path)} == {SINK: 1, other: 2}

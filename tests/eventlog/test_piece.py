@@ -1,0 +1,101 @@
+"""Claims, locks, and the verdict whether a piece can still grow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import orjson
+import pytest
+
+from eventlog.errors import NotARun
+from eventlog.piece import (
+    LOCK_FILE,
+    RunIdentity,
+    claim_primary,
+    claim_secondary,
+    closed,
+    lock_owner_is_gone,
+    primaries,
+)
+
+
+def test_processes_that_publish_at_once_agree_on_the_first(tmp_path: Path):
+    first = RunIdentity.new("demo", "run", None).publish(tmp_path)
+    second = RunIdentity.new("demo", "run", None).publish(tmp_path)
+
+    assert second == first == RunIdentity.load(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"[]", b"{}", b'{"format":9,"log_id":"a","project":"p","run_id":"r","entity":null,"created":1}'],
+)
+def test_a_directory_without_a_readable_identity_is_not_a_run(tmp_path: Path, text: bytes):
+    (tmp_path / "run.json").write_bytes(text)
+
+    with pytest.raises(NotARun):
+        RunIdentity.load(tmp_path)
+
+
+def test_each_primary_takes_the_next_number(tmp_path: Path):
+    (tmp_path / "main-0007").mkdir()
+
+    claimed = [claim_primary(tmp_path).writer, claim_primary(tmp_path).writer]
+
+    assert claimed == ["main-0008", "main-0009"]
+    assert primaries(tmp_path) == ["main-0007", "main-0008", "main-0009"]
+
+
+def test_a_piece_is_open_while_its_writer_lives_and_closed_when_it_is_gone(tmp_path: Path):
+    piece = claim_primary(tmp_path)
+    assert not closed(tmp_path, piece.writer)
+
+    piece.release()
+
+    assert closed(tmp_path, piece.writer)
+
+
+def test_a_piece_is_closed_when_a_later_one_exists(tmp_path: Path):
+    first = claim_primary(tmp_path)
+    claim_primary(tmp_path)
+
+    assert closed(tmp_path, first.writer)
+
+
+def test_a_secondary_writer_is_not_superseded(tmp_path: Path):
+    rank = claim_secondary(tmp_path, "rank3")
+    claim_secondary(tmp_path, "rank3")
+
+    assert not closed(tmp_path, rank.writer)
+
+
+def test_a_free_lock_of_another_host_proves_nothing(tmp_path: Path):
+    piece = claim_primary(tmp_path)
+    piece.release()
+    lock = piece.dir / LOCK_FILE
+    lock.write_bytes(orjson.dumps({**orjson.loads(lock.read_bytes()), "host": "elsewhere"}))
+
+    assert not closed(tmp_path, piece.writer)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"7"])
+def test_a_lock_without_a_text_proves_nothing(tmp_path: Path, text: bytes):
+    piece = claim_primary(tmp_path)
+    piece.release()
+    (piece.dir / LOCK_FILE).write_bytes(text)
+
+    assert not lock_owner_is_gone(piece.dir)
+
+
+def test_a_child_that_let_the_lock_go_does_not_free_it(tmp_path: Path):  # faults: 59
+    piece = claim_primary(tmp_path)
+
+    child = os.fork()
+    if child == 0:
+        piece.abandon_after_fork()
+        os._exit(0)
+    os.waitpid(child, 0)
+
+    assert not closed(tmp_path, piece.writer)
