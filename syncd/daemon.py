@@ -27,6 +27,7 @@ from eventlog.cursor import Sink
 from eventlog.errors import NotARun
 from eventlog.piece import RunIdentity
 from eventlog.reader import find_runs
+from syncd.attach import STEADY_S
 from syncd.run_sync import RunSync
 from syncd.shipper import FLUSH_S, Verdict, outcome_of
 from syncd.wandb_api import WandbApi
@@ -92,6 +93,7 @@ class Daemon:
     project: str | None = None
     until_synced: bool = False
     flush_s: float = FLUSH_S
+    steady_s: float = STEADY_S
     on_change: Callable[[Daemon], None] = lambda daemon: None
     watch_root: Callable[[Path], bool] = lambda root: False
     """Begin to watch a root if it is not watched; say whether it was begun."""
@@ -181,7 +183,9 @@ class Daemon:
             return
         self._logs[(identity.log_id, sink)] = run_dir
         asked_for = run_dir in self.asked_for
-        sync = RunSync(run_dir, sink, self.api, asked_for=asked_for, flush_s=self.flush_s)
+        sync = RunSync(
+            run_dir, sink, self.api, asked_for=asked_for, flush_s=self.flush_s, steady_s=self.steady_s
+        )
         self.entries[run_dir] = Entry(sync, due_s=now_s)
 
     def _start_turns(self, now_s: float) -> None:

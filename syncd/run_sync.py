@@ -510,7 +510,8 @@ class RunSync:
 
     async def _tell(self, now_s: float) -> bool:
         """Bring the server's config and names up to date with what is folded; False if that failed."""
-        if self._reader is None or not self._fold.start or self._replaying:
+        if self._reader is None or self._reader.next_seq == 0 or self._replaying:
+            # What is folded so far is nothing, or older than what the server was told.
             return True
         assert self._attached is not None
         told = self._cursor.told

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,16 +25,10 @@ from eventlog.reader import find_runs
 from syncd.fold import Bases, Fold
 from tests.wandb_server import WandbServer
 from tests.wandb_server.check import differences
+from tests.wandb_server.waiting import wait_for
 
 REPOSITORY = Path(__file__).parents[2]
 DEADLINE_S = 90.0
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, f"waited {DEADLINE_S:.0f} s for: {what}"
-        time.sleep(0.02)
 
 
 @contextmanager
@@ -144,7 +138,7 @@ def test_killing_the_daemon_while_three_trainers_write_loses_and_doubles_nothing
             seen = len(server.requests)
             with process(*daemon(root), env=env):
                 # Killed some time after it began to talk, so that the kills fall between and into its requests.
-                until(lambda seen=seen: len(server.requests) > seen, "the daemon's first request")
+                wait_for(lambda seen=seen: len(server.requests) > seen, "the daemon's first request")
                 time.sleep(chance.uniform(0.0, 0.7))
             kills += 1
     server.faults.clear()
@@ -169,7 +163,7 @@ def test_a_trainer_killed_and_resumed_makes_one_history_in_order(
                 lines = [training.stdout.readline() for _ in range(100)]
                 training.kill()
                 returned += [int(line) for line in lines] + [int(x) for x in training.stdout.read().split()]
-        until(lambda: len(server.runs()) == 1, "the run on the server")
+        wait_for(lambda: len(server.runs()) == 1, "the run on the server")
     sync(root, env)
 
     held = server.run("ent", "proof", "resumed")
@@ -192,7 +186,7 @@ def test_a_deleted_cursor_is_found_again_and_nothing_is_doubled(
     env = environment(server, tmp_path)
     with process(*trainer(root, "forgotten", 400, 0.005), env=env) as training:
         with process(*daemon(root), env=env):
-            until(
+            wait_for(
                 lambda: any(len(run.history_lines) > 50 for run in server.runs()), "some rows on the server"
             )
         training.wait(timeout=DEADLINE_S)
@@ -245,11 +239,11 @@ def test_an_outage_in_the_middle_delays_the_rows_and_loses_none(
 ):
     env = environment(server, tmp_path)
     with process(*daemon(root), env=env), process(*trainer(root, "outage", 300, 0.01), env=env) as training:
-        until(lambda: any(len(run.history_lines) > 20 for run in server.runs()), "some rows on the server")
+        wait_for(lambda: any(len(run.history_lines) > 20 for run in server.runs()), "some rows on the server")
         server.down()
         training.wait(timeout=DEADLINE_S)
         server.up()
-        until(lambda: server.run("ent", "proof", "outage").complete, "the run to be complete")
+        wait_for(lambda: server.run("ent", "proof", "outage").complete, "the run to be complete")
 
     assert_there_once(server, root, {"outage": 300})
 

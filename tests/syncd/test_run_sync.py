@@ -1,0 +1,370 @@
+"""One run on its way to a real server: what is sent, what is remembered, and when it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eventlog.cursor import cursors
+from syncd.daemon import Daemon
+from syncd.metadata import MARK
+from syncd.wandb_api import WandbApi
+from tests.logs import HandmadePiece, handmade_run, resumed
+from tests.wandb_server import WandbServer
+from tests.wandb_server.server import API_KEY
+from tests.wandb_server.store import ResumeAnswers, StoredRun
+from tests.wandb_server.waiting import wait_for
+
+DEADLINE_S = 30.0
+
+
+@pytest.fixture
+def server() -> Iterator[WandbServer]:
+    with WandbServer(entity="ent") as running:
+        yield running
+
+
+def daemon_of(
+    server: WandbServer, root: Path, key: Callable[[], str] = lambda: API_KEY, **options: Any
+) -> Daemon:
+    api = WandbApi(server.base_url, key)
+    options = {"until_synced": True, "steady_s": 0.0, "flush_s": 0.05, **options}
+    return Daemon(roots=lambda: [root], api=api, **options)
+
+
+def sync(server: WandbServer, root: Path, **options: Any) -> Daemon:
+    """Upload everything below `root` and return the daemon that did it."""
+    daemon = daemon_of(server, root, **options)
+    asyncio.run(asyncio.wait_for(daemon.run(), DEADLINE_S))
+    return daemon
+
+
+def sync_while(server: WandbServer, root: Path, play: Callable[[Daemon], Any], **options: Any) -> None:
+    """Run a daemon, and `play` with the world while it runs (in a thread of its own)."""
+
+    async def both() -> None:
+        daemon = daemon_of(server, root, until_synced=False, **options)
+        running = asyncio.ensure_future(daemon.run())
+        await asyncio.wait_for(asyncio.to_thread(play, daemon), DEADLINE_S)
+        daemon.stop()
+        await asyncio.wait_for(running, DEADLINE_S)
+
+    asyncio.run(both())
+
+
+def xs(run: StoredRun) -> list[Any]:
+    return [row.get("x") for row in run.history]
+
+
+def finished_run(root: Path, run_id: str = "run", rows: int = 5, **start: Any) -> HandmadePiece:
+    piece = handmade_run(root, run_id, **start)
+    for i in range(rows):
+        piece.log(x=i, step=i)
+    piece.log("exit", exitcode=0)
+    piece.die()
+    return piece
+
+
+def test_a_finished_run_arrives_whole(server: WandbServer, tmp_path: Path):
+    finished_run(tmp_path, config={"lr": 0.1}, name="a name", tags=["t"], notes="n", group="g", job_type="j")
+
+    sync(server, tmp_path)
+
+    run = server.run("ent", "demo", "run")
+    assert xs(run) == [0, 1, 2, 3, 4]
+    assert (run.display_name, run.tags, run.notes, run.group, run.job_type) == (
+        "a name",
+        ["t"],
+        "n",
+        "g",
+        "j",
+    )
+    assert run.config["lr"] == 0.1
+    assert run.summary["x"] == 4
+    assert server.state(run) == "finished"
+    assert server.violations == []
+
+
+def test_a_killed_run_has_all_its_rows_and_is_not_complete(server: WandbServer, tmp_path: Path):  # faults: 58
+    piece = handmade_run(tmp_path)
+    piece.log(x=0, step=0)
+    piece.log(x=1, step=1)
+    piece.append(b'{"crc":"torn')
+    piece.die()
+
+    sync(server, tmp_path)
+
+    run = server.run("ent", "demo", "run")
+    assert xs(run) == [0, 1]
+    assert not run.complete
+
+
+def test_a_finished_run_that_is_resumed_is_running_again_and_finishes_again(
+    server: WandbServer, tmp_path: Path
+):
+    first = finished_run(tmp_path, rows=2)
+    sync(server, tmp_path)
+    later = resumed(first.identity, tmp_path)
+    later.log(x=2, step=2)
+    later.log(x=3, step=3)
+
+    states: list[str] = []
+
+    def play(_: Daemon) -> None:
+        run = server.run("ent", "demo", "run")
+        wait_for(lambda: xs(run) == [0, 1, 2], "the resumed run's rows")
+        states.append(server.state(run))
+        later.log("exit", exitcode=3)
+        later.die()
+        wait_for(lambda: run.complete, "the second end")
+        states.append(server.state(run))
+
+    sync_while(server, tmp_path, play)
+
+    assert states == ["running", "failed"]
+    assert xs(server.run("ent", "demo", "run")) == [0, 1, 2, 3]
+    assert server.run("ent", "demo", "run").config[MARK]["pieces"] == [first.piece.token, later.piece.token]
+
+
+def test_rows_go_after_those_that_another_client_left_there(server: WandbServer, tmp_path: Path):
+    server.seed_run("demo", "run", rows=10, config={"theirs": 1}, summary={"seeded": 9, "old": 1})
+    finished_run(tmp_path, config={"ours": 2})
+
+    sync(server, tmp_path)
+
+    run = server.run("ent", "demo", "run")
+    assert [row["_step"] for row in run.history] == list(range(15))
+    assert xs(run)[10:] == [0, 1, 2, 3, 4]
+    assert (run.config["theirs"], run.config["ours"]) == (1, 2)
+    assert (run.summary["old"], run.summary["x"]) == (1, 4)
+    assert server.violations == []
+
+
+@pytest.mark.parametrize(
+    "answers", [ResumeAnswers("honest"), ResumeAnswers("stale", 4), ResumeAnswers("late", 2)]
+)
+def test_a_lost_cursor_is_found_again_whatever_the_server_says(
+    server: WandbServer, tmp_path: Path, answers: ResumeAnswers
+):  # faults: 47
+    piece = handmade_run(tmp_path)
+    for i in range(10):
+        piece.log(x=i, step=i)
+    sync(server, tmp_path)
+    shutil.rmtree(tmp_path / "demo" / "run" / "sync")
+    for i in range(10, 15):
+        piece.log(x=i, step=i)
+    piece.log("exit", exitcode=0)
+    piece.die()
+    server.resume = answers
+
+    sync(server, tmp_path)
+
+    run = server.run("ent", "demo", "run")
+    assert xs(run) == list(range(15))
+    assert run.complete
+    assert server.violations == []
+
+
+def test_names_that_people_changed_there_stay(server: WandbServer, tmp_path: Path):
+    finished_run(tmp_path, name="ours", tags=["ours"])
+    sync(server, tmp_path)
+    run = server.run("ent", "demo", "run")
+    run.display_name, run.tags = "theirs", ["theirs"]
+    shutil.rmtree(tmp_path / "demo" / "run" / "sync")
+
+    sync(server, tmp_path)
+
+    assert (run.display_name, run.tags) == ("theirs", ["theirs"])
+
+
+def test_another_logs_run_is_left_alone_and_the_run_is_parked(server: WandbServer, tmp_path: Path):
+    finished_run(tmp_path / "a")
+    finished_run(tmp_path / "b")
+    sync(server, tmp_path / "a")
+
+    daemon = sync(server, tmp_path / "b")
+
+    (entry,) = daemon.entries.values()
+    assert entry.sync.parked
+    assert "another log" in (entry.sync.error or "")
+    assert len(server.run("ent", "demo", "run").history) == 5
+
+
+def test_of_two_copies_of_a_directory_one_is_uploaded(server: WandbServer, tmp_path: Path):  # faults: 30
+    finished_run(tmp_path)
+    shutil.copytree(tmp_path / "demo" / "run", tmp_path / "demo" / "twin")
+
+    daemon = sync(server, tmp_path)
+
+    assert daemon.twins == {tmp_path / "demo" / "twin": tmp_path / "demo" / "run"}
+    assert xs(server.run("ent", "demo", "run")) == [0, 1, 2, 3, 4]
+    assert server.violations == []
+
+
+def test_a_moved_run_goes_on_where_it_was(server: WandbServer, tmp_path: Path):  # faults: 29
+    finished_run(tmp_path / "a")
+    sync(server, tmp_path / "a")
+    (tmp_path / "b" / "elsewhere").mkdir(parents=True)
+    shutil.move(tmp_path / "a" / "demo" / "run", tmp_path / "b" / "elsewhere" / "renamed")
+    server.clear_requests()
+
+    sync(server, tmp_path / "b")
+
+    assert [request for request in server.requests if request.kind == "file_stream"] == []
+
+
+def test_a_project_that_refuses_us_parks_its_runs_and_no_others(
+    server: WandbServer, tmp_path: Path
+):  # faults: 71
+    finished_run(tmp_path, "refused")
+    finished_run(tmp_path, "fine")
+    server.faults.add("status", kind="file_stream", run="refused", status=403)
+
+    daemon = sync(server, tmp_path)
+
+    parked = {path.name: entry.sync.parked for path, entry in daemon.entries.items()}
+    assert parked == {"refused": True, "fine": False}
+    assert xs(server.run("ent", "demo", "fine")) == [0, 1, 2, 3, 4]
+
+
+def test_a_rotated_key_pauses_everything_until_the_new_one_is_there(
+    server: WandbServer, tmp_path: Path
+):  # faults: 71
+    finished_run(tmp_path)
+    keys = ["9" * 40]
+
+    def play(daemon: Daemon) -> None:
+        wait_for(lambda: not daemon.gate.is_open, "the pause")
+        assert "wandb login" in (daemon.gate.reason or "")
+        assert keys[0] not in (daemon.gate.reason or "")
+        keys[0] = API_KEY
+        wait_for(lambda: server.runs() and server.runs()[0].complete, "the upload with the new key")
+
+    sync_while(server, tmp_path, play, key=lambda: keys[0])
+
+    assert xs(server.run("ent", "demo", "run")) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"action": "drop"},
+        {"action": "drop", "applied": True},
+        {"action": "status", "status": 500, "applied": True},
+        {"action": "status", "status": 429, "retry_after": "0"},
+        {"action": "portal"},
+        {"action": "redirect"},
+        {"action": "truncate"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["file_stream", "graphql:UpsertBucket", "graphql:RunResumeStatus"])
+def test_every_passing_trouble_delays_and_changes_nothing(
+    server: WandbServer, tmp_path: Path, fault: dict[str, Any], kind: str
+):  # faults: 44 68 69 72
+    finished_run(tmp_path)
+    server.faults.add(**fault, kind=kind, times=1)
+
+    sync(server, tmp_path)
+
+    run = server.run("ent", "demo", "run")
+    assert xs(run) == [0, 1, 2, 3, 4]
+    assert run.complete
+    assert server.violations == []
+
+
+def test_a_line_that_the_server_refuses_becomes_a_stub_and_is_counted(server: WandbServer, tmp_path: Path):
+    # faults: 70
+    piece = handmade_run(tmp_path)
+    for i in range(40):
+        piece.log(x="poison" if i == 17 else i, step=i)
+    piece.log("exit", exitcode=0)
+    piece.die()
+    server.faults.add("status", kind="file_stream", status=422, containing="poison")
+
+    sync(server, tmp_path)
+
+    run = server.run("ent", "demo", "run")
+    assert xs(run) == [*range(17), None, *range(18, 40)]
+    assert "_tidelog_stub" in run.history[17]
+    (cursor,) = cursors(tmp_path / "demo" / "run")
+    assert [line for line, _ in cursor.stubs] == [17]
+    assert list(cursor.not_shown.values()) == [1]
+
+
+def test_a_proxy_that_refuses_large_bodies_gets_smaller_ones(server: WandbServer, tmp_path: Path):
+    piece = handmade_run(tmp_path)
+    for i in range(64):
+        piece.log(x=i, text="y" * 1000, step=i)
+    piece.log("exit", exitcode=0)
+    piece.die()
+    server.faults.add("status", kind="file_stream", status=413, over_bytes=10_000)
+
+    sync(server, tmp_path)
+
+    assert xs(server.run("ent", "demo", "run")) == list(range(64))
+    assert max(r.bytes for r in server.requests if r.kind == "file_stream" and r.status == 200) <= 10_000
+
+
+def test_damaged_records_are_passed_over_counted_and_the_rest_arrives(server: WandbServer, tmp_path: Path):
+    # faults: 13
+    piece = handmade_run(tmp_path)
+    for i in range(6):
+        piece.log(x=i, step=i)
+    piece.overwrite(piece.offset_of(3) + 4, b"?")
+    piece.log("exit", exitcode=0)
+    piece.die()
+
+    sync(server, tmp_path)
+
+    assert xs(server.run("ent", "demo", "run")) == [0, 1, 3, 4, 5]
+    (cursor,) = cursors(tmp_path / "demo" / "run")
+    assert cursor.not_shown == {"damaged or missing in the log": 1}
+
+
+def test_an_offline_run_is_uploaded_when_it_is_asked_for_and_not_before(server: WandbServer, tmp_path: Path):
+    finished_run(tmp_path, mode="offline")
+
+    def play(daemon: Daemon) -> None:
+        wait_for(lambda: any(entry.sync.error for entry in daemon.entries.values()), "the refusal")
+
+    sync_while(server, tmp_path, play)
+    assert server.runs() == []
+
+    sync(server, tmp_path, asked_for=[tmp_path / "demo" / "run"])
+    assert xs(server.run("ent", "demo", "run")) == [0, 1, 2, 3, 4]
+
+
+def test_a_long_backlog_goes_in_full_batches_of_a_mebibyte(server: WandbServer, tmp_path: Path):
+    piece = handmade_run(tmp_path)
+    for i in range(3000):
+        piece.log(x=i, text="z" * 1000, step=i)
+    piece.log("exit", exitcode=0)
+    piece.die()
+
+    sync(server, tmp_path)
+
+    sizes = [r.bytes for r in server.requests if r.kind == "file_stream" and r.bytes > 1000]
+    assert xs(server.run("ent", "demo", "run")) == list(range(3000))
+    assert max(sizes) <= 1024 * 1024 + 10_000
+    assert len(sizes) <= 6
+
+
+def test_what_the_cursor_says_is_what_the_server_has(server: WandbServer, tmp_path: Path):
+    piece = handmade_run(tmp_path)
+    for i in range(5):
+        piece.log(x=i, step=i)
+
+    sync(server, tmp_path)
+
+    (cursor,) = cursors(tmp_path / "demo" / "run")
+    # The row of step 4 is still open: its record is not acknowledged.
+    assert cursor.acked["wandb-history.jsonl"] == 4
+    assert cursor.next == {"writer": "main-0001", "seq": 5}
+    assert json.loads(json.dumps(cursor.attach))["url"].endswith("/ent/demo/runs/run")
