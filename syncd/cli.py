@@ -29,7 +29,6 @@ from syncd.status import RunStatus, as_json, run_statuses
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
-# `syncd sync` without --drain gives up when the server was away for this long: the log stays, and so does the cursor.
 PATIENCE_S = 30.0
 LOG_BYTES = 4 * 1024 * 1024
 
@@ -146,6 +145,14 @@ def status(roots: tuple[Path, ...], as_json_: bool, watch: bool) -> None:
 @click.option(
     "--drain", is_flag=True, help="However long the network stays away, wait until all is uploaded."
 )
+@click.option(
+    "--patience",
+    "patience_s",
+    type=click.FloatRange(0),
+    default=PATIENCE_S,
+    show_default=True,
+    help="Without --drain: give up when the server was away for so many seconds.",
+)
 @click.option("--json", "as_json_", is_flag=True, help="For scripts.")
 def sync(
     roots: tuple[Path, ...],
@@ -153,6 +160,7 @@ def sync(
     project: str | None,
     entity: str | None,
     drain: bool,
+    patience_s: float,
     as_json_: bool,
 ) -> None:
     """Upload runs and return when everything is acknowledged.
@@ -166,7 +174,9 @@ def sync(
     url = credentials.base_url()
     if credentials.api_key(url) is None:
         raise click.UsageError(f"there is no API key for {url}. Run `wandb login`, or set WANDB_API_KEY.")
-    error = asyncio.run(_sync(run_dirs, url, project, entity, drain, quiet=as_json_))
+    error = asyncio.run(
+        _sync(run_dirs, url, project, entity, float("inf") if drain else patience_s, quiet=as_json_)
+    )
     wanted = {_run_name(run_dir) for run_dir in run_dirs}
     runs = [
         run
@@ -259,7 +269,7 @@ def _warn_without_key() -> None:
 
 
 async def _sync(
-    run_dirs: list[Path], url: str, project: str | None, entity: str | None, drain: bool, quiet: bool
+    run_dirs: list[Path], url: str, project: str | None, entity: str | None, patience_s: float, quiet: bool
 ) -> str | None:
     """Upload the runs with a progress bar; return why not everything got there, or None."""
     from rich.console import Console
@@ -302,8 +312,7 @@ async def _sync(
             if not gate.is_open:
                 error = gate.reason
                 progress.update(bar, description=f"waiting: {gate.reason}")
-                refused = "API key" in (gate.reason or "")
-                if refused or (not drain and time.monotonic() - gate.since_s > PATIENCE_S):
+                if gate.needs_a_person or time.monotonic() - gate.since_s > patience_s:
                     daemon.stop()
             else:
                 error = None

@@ -38,8 +38,8 @@ MAX_TURNS = 8
 SCAN_S = 60.0
 # Roots are entered in their list by `init`; the list is short and looking at it is cheap.
 ROOTS_S = 2.0
-# How soon a returning network is noticed. One small request each.
-PROBE_S = 5.0
+# How soon a returning network is noticed: soon after a hiccup, and at worst after this. One small request each.
+PROBE_FIRST_S, PROBE_S = 0.25, 5.0
 # A hint may come with every record; a run is looked at no more often than this for hints alone.
 HINT_S = 0.5
 CRASH_BACKOFF_S = 30.0
@@ -52,16 +52,21 @@ class Gate:
     reason: str | None = None
     since_s: float = 0.0
     next_try_s: float = 0.0
+    tries: int = 0
+    needs_a_person: bool = False
+    """The key is refused: time alone will not open it."""
 
     @property
     def is_open(self) -> bool:
         return self.reason is None
 
-    def shut(self, reason: str, now_s: float, jitter: float) -> None:
+    def shut(self, reason: str, now_s: float, jitter: float, needs_a_person: bool = False) -> None:
         if self.reason is None:
-            self.since_s = now_s
-        self.reason = reason
-        self.next_try_s = now_s + PROBE_S * (0.5 + 0.5 * jitter)
+            self.since_s, self.tries = now_s, 0
+        self.reason, self.needs_a_person = reason, needs_a_person
+        wait_s = min(PROBE_S, PROBE_FIRST_S * 2.0**self.tries)
+        self.tries = min(self.tries + 1, 10)
+        self.next_try_s = now_s + wait_s * (0.5 + 0.5 * jitter)
 
     def open(self, now_s: float) -> None:
         if self.reason is not None:
@@ -232,7 +237,7 @@ class Daemon:
             reason = f"W&B refused the API key ({reason}). Run `wandb login` or set WANDB_API_KEY; it is tried again."
         if self.gate.is_open:
             log.warning("offline: %s", reason)
-        self.gate.shut(reason, time.monotonic(), random.random())
+        self.gate.shut(reason, time.monotonic(), random.random(), verdict is Verdict.UNAUTHORISED)
         self.on_change(self)
 
     async def _probe(self) -> None:
@@ -244,9 +249,11 @@ class Daemon:
             self._shut(outcome.reason, outcome.verdict)
             return
         now_s = time.monotonic()
-        log.info("online again after %.0f s", now_s - self.gate.since_s)
+        away_s = now_s - self.gate.since_s
+        log.info("online again after %.1f s", away_s)
         self.gate.open(now_s)
-        for entry in self.entries.values():
+        # After a hiccup each run keeps its own patience: it may have been one run that caused it.
+        for entry in self.entries.values() if away_s >= PROBE_S else ():
             entry.sync.hurry()
             entry.due_s = min(entry.due_s, now_s)
         self.on_change(self)

@@ -70,7 +70,8 @@ def run_statuses(roots: Iterable[Path], now_us: int, online: bool) -> list[RunSt
                 identity = RunIdentity.load(run_dir)
             except NotARun:
                 continue
-            for cursor in list(cursors.cursors(run_dir)) or [None]:
+            known: list[Cursor | None] = [*cursors.cursors(run_dir)]
+            for cursor in known or [None]:
                 found.append(_status(run_dir, identity, cursor, now_us, online))
     return found
 

@@ -37,7 +37,7 @@ _EVENTS: list[type[FileSystemEvent]] = [
 class Watch:
     """Calls `hint(run_dir)` from its own thread when something happened in that run."""
 
-    def __init__(self, hint: Callable[[Path], None]) -> None:
+    def __init__(self, hint: Callable[[Path], object]) -> None:
         self._hint = hint
         self._observer = Observer()
         self._watched: dict[Path, ObservedWatch] = {}
@@ -59,9 +59,9 @@ class Watch:
         except OSError as error:
             # ENOSPC here is the limit on inotify watches.
             self._refused.add(root)
-            log.warning(
-                "cannot watch %s (%s): new records are noticed by looking, up to 10 s later", root, error
-            )
+            log.warning("cannot watch %s (%s): it is looked at once a minute instead", root, error)
+            return False
+        return True
 
     def stop(self) -> None:
         if self._started:
@@ -70,7 +70,7 @@ class Watch:
 
 
 class _Handler(FileSystemEventHandler):
-    def __init__(self, root: Path, hint: Callable[[Path], None]) -> None:
+    def __init__(self, root: Path, hint: Callable[[Path], object]) -> None:
         self._root = root
         self._hint = hint
 

@@ -1,0 +1,69 @@
+"""What the tests of this room put in place of a trained policy, a task and a run."""
+
+from dataclasses import dataclass, field
+
+from eventlog import ToolCall, Turn
+from trainer.chat import Chat
+from trainer.tasks import Grade
+from trainer.tasks.calculator import CalculatorTask, chain
+
+PROBLEMS = [chain([(str(a), sign, str(b))]) for a in range(2, 10) for sign in "+*" for b in range(2, 10)]
+
+
+def learned_chat():
+    task = CalculatorTask()
+    return Chat.learn([task.demonstrate(problem) for problem in PROBLEMS], vocab_size=400)
+
+
+def call(expression):
+    return Turn(role="assistant", tool_calls=[ToolCall("calculator", {"expression": expression})])
+
+
+class ScriptedEngine:
+    """A policy that writes given turns: one list of turns for each prompt, in the order of the first call."""
+
+    def __init__(self, chat, scripts):
+        self.chat = chat
+        self.scripts = [list(script) for script in scripts]
+        self.prompts = []
+
+    def sync(self, model):
+        pass
+
+    def complete(self, prompts, max_new, temperature):
+        self.prompts.append([list(prompt) for prompt in prompts])
+        playing = [script for script in self.scripts if script]
+        return [self._written(script.pop(0), max_new) for script in playing[: len(prompts)]]
+
+    def _written(self, turn, max_new):
+        ids, mask = self.chat.encode_demonstration([Turn(role="user", content="?"), turn])
+        written = [i for i, m in zip(ids, mask, strict=True) if m][:max_new]
+        return written, [-0.5] * len(written)
+
+
+class OddLengthTask:
+    """Rewards a turn of odd length: an untrained policy succeeds half of the time, so there is something to learn."""
+
+    def opening(self, problem):
+        return [Turn(role="user", content=str(problem))]
+
+    def respond(self, problem, turns):
+        return []
+
+    def grade(self, problem, turns):
+        return Grade(float(len(turns[-1].content) % 2), {"length": float(len(turns[-1].content))})
+
+    def demonstrate(self, problem):
+        return [*self.opening(problem), Turn(role="assistant", content="1")]
+
+
+@dataclass
+class RecordingRun:
+    rows: list = field(default_factory=list)  # (step, metrics)
+    trajectories: list = field(default_factory=list)  # (step, trajectory)
+
+    def log(self, data, *, step=None):
+        self.rows.append((step, dict(data)))
+
+    def log_trajectory(self, trajectory, *, step=None):
+        self.trajectories.append((step, trajectory))
