@@ -193,8 +193,8 @@ class Fold:
         return nested
 
     def state(self) -> dict[str, Any]:
-        """Return all of this as JSON values (NaN included).  Shared with the fold, not copied: encode it at once."""
-        return {
+        """Return all of this as JSON values (NaN included), for `resume`.  It stays as it is when the fold goes on."""
+        shared = {
             "next_line": self.next_line,
             "step": self.step,
             "config": self.config,
@@ -212,10 +212,12 @@ class Fold:
             "latest_step": self._latest_step,
             "statistics": [[list(path), *_values(s)] for path, s in self._statistics.items()],
         }
+        return _dicts_copied(shared)
 
     @classmethod
     def resume(cls, state: dict[str, Any]) -> Fold:
-        """Return the fold that had this state.  The state is taken over, not copied."""
+        """Return the fold that had this state."""
+        state = _dicts_copied(state)
         fold = cls(Bases())
         fold.next_line = state["next_line"]
         fold.step = state["step"]
@@ -399,6 +401,11 @@ def stub(text: str, reason: str) -> str:
     row = json.loads(text)
     kept = {key: row[key] for key in (_STEP, _TIMESTAMP, _RUNTIME) if key in row}
     return json_of({**kept, "_tidelog_stub": f"{reason}; the record is in the local log"})
+
+
+def _dicts_copied(tree: dict[str, Any]) -> dict[str, Any]:
+    """Copy a tree as deep as a fold changes one: its dicts in place, its lists never."""
+    return {key: _dicts_copied(item) if type(item) is dict else item for key, item in tree.items()}
 
 
 def _values(instance: Any) -> list[Any]:

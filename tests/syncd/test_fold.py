@@ -242,6 +242,10 @@ def through_the_disk(state: dict[str, Any]) -> dict[str, Any]:
     return unframe_object(frame_object(state)[:-1])
 
 
+def _fields(record: Record) -> list[Any]:
+    return [record.seq, record.time_us, record.kind, record.data, record.step, record.commit]
+
+
 @given(calls=st.lists(calls, max_size=25), data=st.data())
 def test_going_on_from_any_saved_state_equals_replaying_from_record_0(calls: list[Any], data: st.DataObject):
     # Each fold gets records of its own, as if decoded afresh: none may live on what another one changed.
@@ -263,6 +267,22 @@ def test_going_on_from_any_saved_state_equals_replaying_from_record_0(calls: lis
     assert lines == all_lines
     assert frame_object(resumed.state()) == frame_object(replayed.state())
     assert resumed.summary_text() == replayed.summary_text()
+
+
+@given(calls=st.lists(calls, max_size=25), data=st.data())
+def test_a_saved_state_stays_as_it_was_while_folds_go_on_from_it(calls: list[Any], data: st.DataObject):
+    records = records_of(*calls)
+    cut = data.draw(st.integers(0, len(calls)), label="records before the state was saved")
+    fold, _ = folded(records[:cut])
+    state = fold.state()
+    as_saved = frame_object(state)
+    resumed = Fold.resume(state)
+
+    for record in through_the_disk({"later": [_fields(r) for r in records[cut:]]})["later"]:
+        fold.feed(Record(*record))
+        resumed.feed(Record(*record))
+
+    assert frame_object(state) == as_saved
 
 
 @given(calls=st.lists(calls, max_size=25))
