@@ -139,7 +139,6 @@ class Fold:
         self._row: dict[str, Any] | None = None
         self._runtime_s = bases.runtime_s
         self._piece_runtime_s = bases.runtime_s
-        self._last_time_us = 0
         self._latest_step: dict[str, float] = {}
         self._statistics: dict[KeyPath, _Statistics] = {}
         # Every path that some key of the summary lies below, now or earlier.
@@ -148,6 +147,8 @@ class Fold:
     def feed(self, record: Record) -> list[Line]:
         """Take the next record of the primary pieces; return the lines that are complete now."""
         lines: list[Line] = []
+        if record.kind != "start":
+            self._tick(record.time_us)
         if record.kind == "metrics":
             self._metrics(record, lines)
         elif record.kind == "start":
@@ -159,12 +160,8 @@ class Fold:
         elif record.kind == "define_metric":
             self._define(record.data)
         elif record.kind == "exit":
-            self._last_time_us = record.time_us
             lines += self.end_piece()
             self.exitcode = int(record.data.get("exitcode", 0))
-        if record.kind != "start":
-            self._last_time_us = record.time_us
-            self._tick(record.time_us)
         return lines
 
     def end_piece(self) -> list[Line]:
@@ -174,7 +171,7 @@ class Fold:
         """
         lines: list[Line] = []
         if self._row is not None:
-            self._close_row(self._last_time_us, lines)
+            self._close_row(lines)
             self.step += 1
         return lines
 
@@ -208,7 +205,6 @@ class Fold:
             "row_seq": self.row_seq,
             "runtime_s": self._runtime_s,
             "piece_runtime_s": self._piece_runtime_s,
-            "last_time_us": self._last_time_us,
             "latest_step": self._latest_step,
             "statistics": [[list(path), *_values(s)] for path, s in self._statistics.items()],
         }
@@ -232,7 +228,6 @@ class Fold:
         fold.row_seq = state["row_seq"]
         fold._runtime_s = state["runtime_s"]
         fold._piece_runtime_s = state["piece_runtime_s"]
-        fold._last_time_us = state["last_time_us"]
         fold._latest_step = state["latest_step"]
         fold._statistics = {tuple(path): _Statistics(*values) for path, *values in state["statistics"]}
         fold._inner = {path[:n] for path in fold._statistics for n in range(1, len(path))}
@@ -248,7 +243,6 @@ class Fold:
         self.start.update(given)
         self.start_time_us = record.time_us
         self._piece_runtime_s = self._runtime_s
-        self._last_time_us = record.time_us
         self.exitcode = None
 
     def _metrics(self, record: Record, lines: list[Line]) -> None:
@@ -258,7 +252,7 @@ class Fold:
             return
         if step > self.step:
             if self._row is not None:
-                self._close_row(record.time_us, lines)
+                self._close_row(lines)
             self.step = step
         if self._row is None:
             self._row, self.row_seq = {}, record.seq
@@ -266,7 +260,7 @@ class Fold:
         if _TIMESTAMP not in record.data:
             self._row[_TIMESTAMP] = record.time_us / 1e6
         if record.commit:
-            self._close_row(record.time_us, lines)
+            self._close_row(lines)
             self.step += 1
 
     def _summary_record(self, record: Record) -> None:
@@ -301,11 +295,10 @@ class Fold:
 
     # -- rows --------------------------------------------------------------------------------------------------
 
-    def _close_row(self, time_us: int, lines: list[Line]) -> None:
+    def _close_row(self, lines: list[Line]) -> None:
         row = self._row
         assert row is not None
         self._row = self.row_seq = None
-        self._tick(time_us)
         # A run that began on the server before us has taken the first steps: W&B's client moves rows up too.
         step = max(self.step, self._next_free_step)
         self._next_free_step = step + 1

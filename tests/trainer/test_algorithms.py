@@ -37,7 +37,9 @@ def reference_loss(logprobs, old, ref, advantages, mask, clip, kl_weight):
 
 def random_case(seed, B=3, T=5):
     generator = torch.Generator().manual_seed(seed)
-    logprobs_BT, old_BT, ref_BT = (-3 * torch.rand(3, B, T, generator=generator, dtype=torch.float64)).unbind()
+    logprobs_BT, old_BT, ref_BT = (
+        -3 * torch.rand(3, B, T, generator=generator, dtype=torch.float64)
+    ).unbind()
     advantages_B = torch.randn(B, generator=generator, dtype=torch.float64)
     mask_BT = torch.randint(0, 2, (B, T), generator=generator)
     mask_BT[:, 2] = 1  # every trajectory has a sampled token
@@ -133,7 +135,9 @@ def test_advantages_are_the_rewards_standardised_within_their_group(rewards_GK):
     for of_group, computed in zip(rewards_GK, advantages, strict=True):
         mean, std = statistics.fmean(of_group), statistics.stdev(of_group)
         expected = [(r - mean) / (std + STD_EPS) if len(set(of_group)) > 1 else 0.0 for r in of_group]
-        assert all(math.isclose(c, e, rel_tol=1e-6, abs_tol=1e-6) for c, e in zip(computed, expected, strict=True))
+        assert all(
+            math.isclose(c, e, rel_tol=1e-6, abs_tol=1e-6) for c, e in zip(computed, expected, strict=True)
+        )
 
 
 @given(reward=st.floats(-2, 2), size=st.integers(1, 9))

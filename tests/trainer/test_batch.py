@@ -24,7 +24,9 @@ def test_mask_and_recorded_logprobs_stand_at_the_predictions_of_the_sampled_toke
 
 
 def test_a_shorter_trajectory_is_padded_on_the_right_and_the_padding_is_masked():
-    batch = make_batch([trajectory([1, 2, 3], [0, 1, 1], [-1.0, -2.0]), trajectory([4, 5], [0, 1], [-3.0])], PAD)
+    batch = make_batch(
+        [trajectory([1, 2, 3], [0, 1, 1], [-1.0, -2.0]), trajectory([4, 5], [0, 1], [-3.0])], PAD
+    )
 
     assert batch.token_ids_BT.tolist() == [[1, 2, 3], [4, 5, PAD]]
     assert batch.mask_BT.tolist() == [[1, 1], [1, 0]]

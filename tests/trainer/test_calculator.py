@@ -27,7 +27,16 @@ PROBLEM = chain([("48", "/", "2"), ("+", "48")])
 
 @pytest.mark.parametrize(
     ("expression", "value"),
-    [("16-3-4", 9), ("2+3*4", 14), ("(2+3)*4", 20), ("7/2", 3.5), ("7//2", 3), ("-3+5", 2), (".5*4", 2), ("2**10", 1024)],
+    [
+        ("16-3-4", 9),
+        ("2+3*4", 14),
+        ("(2+3)*4", 20),
+        ("7/2", 3.5),
+        ("7//2", 3),
+        ("-3+5", 2),
+        (".5*4", 2),
+        ("2**10", 1024),
+    ],
 )
 def test_arithmetic_has_its_usual_value(expression, value):
     assert evaluate(expression) == value
@@ -100,7 +109,8 @@ def test_a_result_may_come_second_in_the_next_call():
 
 
 @pytest.mark.parametrize(
-    "annotation", ["<<1/3=0.33>>", "<<2-5=-3>>", "<<x+1=2>>", "<<5=5>>", "<<5/0=1>>", "<<9**9=1>>", "<<50%*3=1>>"]
+    "annotation",
+    ["<<1/3=0.33>>", "<<2-5=-3>>", "<<x+1=2>>", "<<5=5>>", "<<5/0=1>>", "<<9**9=1>>", "<<50%*3=1>>"],
 )
 def test_a_calculation_that_cannot_be_asked_is_left_out(annotation):
     assert list(problems_of_solution(annotation)) == []
@@ -196,7 +206,14 @@ def test_a_call_that_fails_is_answered_with_its_error(turn, message):
 
 @pytest.mark.parametrize(
     ("said", "reward"),
-    [("#### 72", 1.0), ("so it is #### 72.0", 1.0), ("#### 7", 0.0), ("72", 0.0), ("", 0.0), ("#### -72", 0.0)],
+    [
+        ("#### 72", 1.0),
+        ("so it is #### 72.0", 1.0),
+        ("#### 7", 0.0),
+        ("72", 0.0),
+        ("", 0.0),
+        ("#### -72", 0.0),
+    ],
 )
 def test_the_reward_is_for_the_right_number_after_the_mark(said, reward):
     turns = [*CalculatorTask().opening(PROBLEM), Turn(role="assistant", content=said)]

@@ -108,7 +108,10 @@ def test_text_beside_two_calls_is_kept_as_content():
         ("<tool_call>[1]</tool_call>", "error: the call has no name"),
         ('<tool_call>{"name": 3}</tool_call>', "error: the call has no name"),
         ('<tool_call>{"name": "calculator"}</tool_call>', "error: the call has no arguments"),
-        ('<tool_call>{"name": "calculator", "arguments": "1+1"}</tool_call>', "error: the call has no arguments"),
+        (
+            '<tool_call>{"name": "calculator", "arguments": "1+1"}</tool_call>',
+            "error: the call has no arguments",
+        ),
     ],
 )
 def test_a_malformed_call_becomes_a_call_with_an_error(text, error):

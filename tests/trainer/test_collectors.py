@@ -22,7 +22,9 @@ from trainer.collectors import (
 
 def trajectories(*rewards, group_size=2):
     return [
-        Trajectory(turns=[], reward=r, advantage=r - 0.5, group=f"0.{i // group_size}", metrics={"num_turns": 2.0})
+        Trajectory(
+            turns=[], reward=r, advantage=r - 0.5, group=f"0.{i // group_size}", metrics={"num_turns": 2.0}
+        )
         for i, r in enumerate(rewards)
     ]
 
@@ -125,6 +127,14 @@ def test_the_final_metrics_are_the_totals():
         "final/total_rollouts": 640,
         "final/best_mean_return": 0.5,
     }
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_kl_that_is_not_finite_is_shown_and_does_not_raise(value):
+    metrics = rollout_metrics(BATCH, kl=[0.0, value], totals=Totals().with_batch(BATCH))
+
+    assert not math.isfinite(metrics["rollouts/kl_mean"])
+    assert not math.isfinite(metrics["rollouts/kl_std"])
 
 
 @given(rewards=st.lists(st.floats(-2, 2), min_size=2, max_size=30))

@@ -82,7 +82,9 @@ def test_scoring_is_the_log_softmax_of_the_whole_model(model):
     scored = token_logprobs(model, ids_BT, mask_BT, 1.0)
 
     full = model(input_ids=ids_BT).logits.log_softmax(dim=-1)
-    assert torch.allclose(scored, torch.stack([torch.zeros(()), full[0, 1, 4], full[0, 2, 5]])[None], atol=1e-5)
+    assert torch.allclose(
+        scored, torch.stack([torch.zeros(()), full[0, 1, 4], full[0, 2, 5]])[None], atol=1e-5
+    )
 
 
 def test_a_masked_token_gets_no_gradient_through_the_model(model):
@@ -115,7 +117,9 @@ def test_sync_makes_completions_come_from_the_new_weights(model):
 
     engine.sync(model)
 
-    assert engine.complete(PROMPTS, 6, 0.0) == TransformersEngine(model, end_id=END, pad_id=PAD).complete(PROMPTS, 6, 0.0)
+    assert engine.complete(PROMPTS, 6, 0.0) == TransformersEngine(model, end_id=END, pad_id=PAD).complete(
+        PROMPTS, 6, 0.0
+    )
 
 
 def test_the_tiny_model_has_about_half_a_million_parameters():

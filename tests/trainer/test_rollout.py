@@ -57,10 +57,16 @@ def test_the_mask_is_one_on_what_the_policy_wrote_and_on_nothing_else(chat):
 
 
 def test_episodes_of_different_lengths_play_side_by_side(chat):
-    scripts = [[call("8/2"), call("4+5"), answer("#### 9")], [answer("#### 1")], [call("2+2"), answer("#### 4")]]
+    scripts = [
+        [call("8/2"), call("4+5"), answer("#### 9")],
+        [answer("#### 1")],
+        [call("2+2"), answer("#### 4")],
+    ]
     problems = [TWO_STEPS, PROBLEMS[1], PROBLEMS[0]]
 
-    trajectories = play(problems, CalculatorTask(), chat, ScriptedEngine(chat, scripts), LIMITS, temperature=1.0)
+    trajectories = play(
+        problems, CalculatorTask(), chat, ScriptedEngine(chat, scripts), LIMITS, temperature=1.0
+    )
 
     assert [t.reward for t in trajectories] == [1.0, 0.0, 1.0]
 
@@ -95,7 +101,9 @@ def test_an_episode_without_room_for_another_turn_ends(chat):
 
 
 def test_a_malformed_call_is_answered_and_the_policy_may_try_again(chat):
-    trajectory, _ = play_script(chat, PROBLEMS[0], answer("<tool_call>{</tool_call>"), call("2+2"), answer("#### 4"))
+    trajectory, _ = play_script(
+        chat, PROBLEMS[0], answer("<tool_call>{</tool_call>"), call("2+2"), answer("#### 4")
+    )
 
     assert trajectory.turns[2].content == "error: the call is not JSON"
     assert trajectory.metrics["tool_errors"] == 1.0
