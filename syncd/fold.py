@@ -186,6 +186,8 @@ class Fold:
             value = statistics.shown()
             if value is not None:
                 _set_at(nested, path, value)
+        # The SDK keeps the run's age here too, in whole seconds, whatever the last row says.
+        nested[_RUNTIME] = int(self._runtime_s)
         nested["_wandb"] = {"runtime": int(self._runtime_s)}
         return nested
 

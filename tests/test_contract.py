@@ -91,8 +91,8 @@ run.finish()
 """,
     "config": INIT
     + """
-run.config["lr"] = 0.2
-run.config.update({"more": [1, {"x": 2}], "text": "t"}, allow_val_change=True)
+run.config["new"] = 0.2
+run.config.update({"lr": 0.2, "more": [1, {"x": 2}], "text": "t"}, allow_val_change=True)
 run.config.by_attribute = 5
 run.log({"x": 1})
 run.finish()
