@@ -27,7 +27,7 @@ def main() -> None:
     table = Table(title="Tidelog, one run of every measurement on this machine", title_justify="left")
     for name in ("what", "peer", "value", "ratio", "aim"):
         table.add_column(name, justify="left" if name in ("what", "peer", "aim") else "right")
-    console = Console()
+    console = Console(width=110)
     with tempfile.TemporaryDirectory() as directory, console.status("measuring"):
         log_cost(table, directory)
         import_cost(table)
