@@ -75,6 +75,7 @@ class StreamReader:
         self.header: Header | None = None
         self._segment: Segment | None = Segment.parse(hint[0]) if hint else None
         self._offset = hint[1] if hint and self._segment else 0
+        self._seen_bytes = -1
         self._hinted = self._segment is not None
         self._refused: Segment | None = None
         # A line that was wrong: how many records it cost is known when the next good one comes.
@@ -86,10 +87,11 @@ class StreamReader:
         return (self._segment.name, self._offset) if self._segment else None
 
     def has_grown(self) -> bool:
-        """Say whether `read` would find more, for the price of a `stat`, or of a listing if not."""
+        """Say whether anything was written since the last `read`, for the price of a `stat`, or of a listing if not."""
         if self._segment is not None:
             try:
-                if os.stat(self.piece_dir / self._segment.name).st_size > self._offset:
+                # More than at the last look, not more than was read: a line under way may be there for long.
+                if os.stat(self.piece_dir / self._segment.name).st_size != self._seen_bytes:
                     return True
             except OSError:
                 return True
@@ -187,8 +189,9 @@ class StreamReader:
             self._suspect = self._suspect or _Suspect(path, 0, f"cannot be opened: {error.strerror}")
             return 0
         try:
+            self._seen_bytes = os.fstat(fd).st_size
             data = _whole_lines(fd, self._offset, limit_bytes)
-            if not data and os.fstat(fd).st_size < self._offset:
+            if not data and self._seen_bytes < self._offset:
                 self._suspect = self._suspect or _Suspect(path, self._offset, "the file became shorter")
         finally:
             os.close(fd)

@@ -236,6 +236,17 @@ def test_growth_is_seen_without_reading(piece: HandmadePiece):
     assert reader.has_grown()
 
 
+def test_a_line_under_way_is_no_growth_until_more_of_it_is_there(piece: HandmadePiece):
+    piece.append(b'{"crc":"')
+    reader = StreamReader(piece.piece.dir)
+    reader.read()
+    assert not reader.has_grown()
+
+    piece.append(b"62ab")
+
+    assert reader.has_grown()
+
+
 def test_the_end_is_found_without_reading_the_whole(piece: HandmadePiece):
     piece.append(b'{"crc":"torn')
 
