@@ -17,6 +17,7 @@ Invariants
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import random
 import time
@@ -35,6 +36,8 @@ from syncd.fold import HISTORY, Bases, Fold, Line
 from syncd.shipper import FLUSH_S, Backoff, Outcome, Shipper, Verdict, outcome_of
 from syncd.status import Progress, progress
 from syncd.wandb_api import Answer, WandbApi
+
+log = logging.getLogger("syncd")
 
 # Lines come out a little larger than the records they are made of: this much of a log makes one full batch.
 READ_BYTES = 640 * 1024
@@ -180,12 +183,18 @@ class RunSync:
 
     def close(self) -> None:
         """Let the run go; the next turn begins from the cursor."""
-        if self._lock_fd >= 0:
+        if self._lock_fd < 0:
+            return
+        try:
             if self._attached is not None and not self.parked and self._changed_since_saved():
                 self._remember(durable=True)
+        except OSError as error:
+            # A full disk, or a run that was deleted: the cursor on the disk is older, and that is safe.
+            log.warning("%s: the cursor was not written: %s", self.run_dir, error)
+        finally:
             os.close(self._lock_fd)
             self._lock_fd = -1
-        self._attached = None
+            self._attached = None
 
     def hurry(self) -> None:
         """The network is back: whatever was waited for is worth a try now."""
@@ -364,7 +373,8 @@ class RunSync:
                 self.sink.run_id,
                 server.storage_id,
                 decision.bases,
-                server.config if decision.bases != Bases() else {},
+                server.config,
+                # What was there before the first row of ours; after a start at nothing, all of it is ours.
                 server.summary if decision.bases != Bases() else {},
             ),
             decision.acked,

@@ -106,6 +106,7 @@ def prepare(directory: Path) -> Stage:
         **os.environ,
         "TIDELOG_STATE_DIR": str(directory / "state"),
         "EVENTLOG_ROOT": str(directory / "runs"),
+        "WANDB_PROJECT": PROJECT,
         "PYTHONPATH": str(REPOSITORY),
     }
     console.rule("[bold]Tidelog: train, break everything, lose nothing")
@@ -134,8 +135,6 @@ def train_through_trouble(stage: Stage) -> subprocess.Popen[bytes]:
         "--quick",
         "--run-name",
         RUN_ID,
-        "--set",
-        f"project={PROJECT}",
         "--output-dir",
         str(stage.directory / "checkpoints"),
     ]

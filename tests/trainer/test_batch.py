@@ -44,6 +44,31 @@ def test_a_logprob_too_few_is_a_mistake_in_our_code():
         make_batch([trajectory([1, 2, 3], [0, 1, 1], [-1.0])], PAD)
 
 
+def test_a_part_of_a_batch_is_only_as_wide_as_its_longest_trajectory():
+    long, short = (
+        trajectory([1, 2, 3, 4], [0, 1, 0, 1], [-1.0, -2.0], 1.0),
+        trajectory([5, 6], [0, 1], [-3.0], 2.0),
+    )
+    batch = make_batch([long, short], PAD)
+
+    part = batch.of([1])
+
+    assert (part.token_ids_BT.tolist(), part.mask_BT.tolist(), part.old_BT.tolist()) == (
+        [[5, 6]],
+        [[1]],
+        [[-3.0]],
+    )
+    assert part.advantages_B.tolist() == [2.0]
+
+
+def test_micro_batches_keep_every_row_once_and_put_equal_lengths_together():
+    batch = make_batch(
+        [trajectory([1] * n, [0] + [1] * (n - 1), [-1.0] * (n - 1)) for n in (9, 2, 8, 3)], PAD
+    )
+
+    assert batch.micro_batches([0, 1, 2, 3], size=2) == [[1, 3], [2, 0]]
+
+
 @given(rows=st.lists(st.integers()), n=st.integers(1, 8))
 def test_shards_keep_every_row_once_in_order_and_differ_by_at_most_one(rows, n):
     parts = shards(rows, n)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventlog import ToolCall, Turn
-from trainer.tasks import DataError
+from trainer.errors import DataError
 from trainer.tasks.calculator import (
     MAGNITUDE_MAX,
     CalculatorError,

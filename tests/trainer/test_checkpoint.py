@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from trainer import checkpoint
-from trainer.checkpoint import CheckpointError, RunFile
+from trainer.checkpoint import RunFile
+from trainer.errors import CheckpointError
 
 RUN = RunFile(recipe="calculator", run_id="ab12", name="try", settings={"lr": 1e-4}, data="f00d")
 
@@ -139,3 +140,18 @@ def test_an_unreadable_run_file_is_an_error_and_not_a_fresh_start(tmp_path, text
 
     with pytest.raises(CheckpointError, match="cannot be read"):
         checkpoint.read_run_file(tmp_path)
+
+
+def test_a_second_process_is_kept_out_of_the_directory(tmp_path):
+    second = checkpoint.locked(tmp_path)
+
+    with checkpoint.locked(tmp_path), pytest.raises(CheckpointError, match="another process"), second:
+        pass
+
+
+def test_the_directory_is_free_again_after_the_lock(tmp_path):
+    with checkpoint.locked(tmp_path):
+        pass
+
+    with checkpoint.locked(tmp_path):
+        pass

@@ -33,7 +33,7 @@ BATCH = trajectories(0.0, 1.0, 1.0, 1.0)
 
 
 def test_rollout_metrics_have_the_seeds_names_and_values():
-    totals = Totals(batches=4, rollouts=12, best_mean_return=0.5).with_batch(BATCH)
+    totals = Totals(batches=4, rollouts=12, best_mean_return=0.5).with_rollouts(BATCH)
 
     metrics = rollout_metrics(BATCH, kl=[0.0, 0.5, 1.0], totals=totals)
 
@@ -55,7 +55,7 @@ def test_rollout_metrics_have_the_seeds_names_and_values():
 
 
 def test_the_best_mean_return_never_falls():
-    totals = Totals().with_batch(trajectories(1.0, 1.0)).with_batch(trajectories(0.0, 0.0))
+    totals = Totals().with_rollouts(trajectories(1.0, 1.0)).with_rollouts(trajectories(0.0, 0.0))
 
     assert totals.best_mean_return == 1.0
     assert totals.rollouts == 4
@@ -131,7 +131,7 @@ def test_the_final_metrics_are_the_totals():
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_a_kl_that_is_not_finite_is_shown_and_does_not_raise(value):
-    metrics = rollout_metrics(BATCH, kl=[0.0, value], totals=Totals().with_batch(BATCH))
+    metrics = rollout_metrics(BATCH, kl=[0.0, value], totals=Totals().with_rollouts(BATCH))
 
     assert not math.isfinite(metrics["rollouts/kl_mean"])
     assert not math.isfinite(metrics["rollouts/kl_std"])
@@ -141,7 +141,7 @@ def test_a_kl_that_is_not_finite_is_shown_and_does_not_raise(value):
 def test_no_metric_of_finite_rewards_is_nan(rewards):
     batch = trajectories(*rewards)
 
-    metrics = batch_return_metrics(batch) | rollout_metrics(batch, [0.1], Totals().with_batch(batch))
+    metrics = batch_return_metrics(batch) | rollout_metrics(batch, [0.1], Totals().with_rollouts(batch))
 
     assert all(math.isfinite(value) for value in metrics.values())
     assert metrics["batch_returns/p50"] == pytest.approx(statistics.median(rewards))

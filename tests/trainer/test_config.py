@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from trainer.config import Settings, SettingsError, changed_keys, parse_pairs, with_overrides
+from trainer.config import Settings, changed_keys, parse_pairs, with_overrides
+from trainer.errors import SettingsError
 
 
 def test_text_becomes_the_type_of_the_setting():
