@@ -36,10 +36,19 @@ AWAY_S = 15.0
 PATIENCE_S = 900.0
 QUESTIONS = [
     (
-        "Which problems are hardest? Reward by number of calculator calls that the problem needs",
-        "SELECT len(list_filter(turns, t -> t = 'assistant')) AS assistant_turns, count(*) AS trajectories, "
-        "round(avg(reward), 3) AS mean_reward FROM (SELECT trajectory_seq, any_value(reward) AS reward, "
-        "list(role) AS turns FROM messages GROUP BY ALL) GROUP BY 1 ORDER BY 1",
+        "Does the reward of what is rolled out rise?",
+        "SELECT 10 * (step // 10) AS from_step, count(*) AS trajectories, round(avg(reward), 3) AS reward, "
+        "round(avg(n_turns), 2) AS turns FROM trajectories GROUP BY ALL ORDER BY ALL",
+    ),
+    (
+        "Do its tool calls fail less often?",
+        "SELECT 10 * (step // 10) AS from_step, count(*) AS calls, "
+        "round(100 * avg((error IS NOT NULL)::INT), 1) AS percent_failed FROM tool_calls GROUP BY ALL ORDER BY ALL",
+    ),
+    (
+        "What does a solved problem look like by now?",
+        "SELECT role, content, tool_calls ->> '$[0].arguments' AS calls FROM messages WHERE (writer, seq) = (SELECT "
+        "(writer, seq) FROM trajectories WHERE reward = 1 ORDER BY step DESC, n_turns DESC LIMIT 1) ORDER BY turn",
     ),
 ]
 
@@ -107,6 +116,7 @@ def prepare(directory: Path) -> Stage:
         "TIDELOG_STATE_DIR": str(directory / "state"),
         "EVENTLOG_ROOT": str(directory / "runs"),
         "WANDB_PROJECT": PROJECT,
+        "RUN_ID": RUN_ID,
         "PYTHONPATH": str(REPOSITORY),
     }
     console.rule("[bold]Tidelog: train, break everything, lose nothing")
@@ -246,8 +256,9 @@ def show(stage: Stage) -> None:
 
 def curve(stage: Stage) -> None:
     """Draw the learning curve: held-out reward over steps."""
-    query = "SELECT step, value FROM metrics WHERE key = 'eval/reward' ORDER BY seq, step"
-    points = json.loads(stage.call(str(BIN / "analysis"), "sql", "--format", "json", query))
+    query = f"SELECT step, value FROM curve('{RUN_ID}', 'eval/reward')"
+    answer = stage.call(str(BIN / "analysis"), "sql", "--format", "json", query)
+    points = [json.loads(line) for line in answer.splitlines()]
     console.rule("eval/reward: greedy, on problems that the warm-up never saw", align="left")
     for point in points:
         bar = "█" * round(40 * max(0.0, point["value"]))
