@@ -115,12 +115,14 @@ class Piece:
         self.dir = directory
         self.writer = directory.name
         self.token = secrets.token_hex(4)
+        unborn = directory / f".{LOCK_FILE}.new"
         self._lock_fd = os.open(
-            directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            unborn, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
-        # Waits at most for a reader that is just asking whether the lock is free.
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
         self.heartbeat(time.time_ns() // 1000)
+        # It gets its name held and with its text: a reader never sees it free before its writer has died.
+        os.rename(unborn, directory / LOCK_FILE)
 
     def heartbeat(self, now_us: int) -> None:
         """Say in the lock's text that this writer lived at `now_us`.  A disk that refuses it costs nothing."""
@@ -204,7 +206,7 @@ def lock_owner_is_gone(piece_dir: Path) -> bool:
             text = orjson.loads(os.pread(fd, _LOCK_TEXT_MAX_BYTES, 0))
             return bool(text["host"] == this_host())
         except (OSError, ValueError, KeyError, TypeError):
-            # The lock is taken before its text is written: a writer is just being born.
+            # Not a text of ours, or one that a full disk cut short: nothing is certain.
             return False
     finally:
         os.close(fd)
