@@ -1,0 +1,227 @@
+"""Starting and resuming a training, with a real log: what is refused, what is continued, what comes out."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer import recipes
+from trainer.errors import CheckpointError, SettingsError
+from trainer.launch import Request, launch
+
+TINY = {
+    "steps": "2",
+    "rollouts_per_step": "2",
+    "group_size": "2",
+    "eval_size": "4",
+    "eval_interval": "1",
+    "checkpoint_interval": "1",
+    "warmup_problems": "20",
+    "warmup_max_steps": "10",
+    "warmup_target": "0",
+    "hidden": "16",
+    "layers": "1",
+}
+
+
+@pytest.fixture(autouse=True)
+def _a_directory_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    for name in (
+        "WANDB_NAME",
+        "RUN_ID",
+        "WANDB_RUN_ID",
+        "WANDB_PROJECT",
+        "WANDB_MODE",
+        "EVENTLOG_ROOT",
+        "TIDELOG_DATA",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    # GSM8K's own form; enough of it for the tiny settings.
+    Path("train.jsonl").write_text(
+        "".join(f'{{"answer": "<<{a}+{b}={a + b}>>"}}\n' for a in range(1, 10) for b in range(1, 10))
+    )
+
+
+def start(*, resume=False, name="try", data="train.jsonl", quick=False, **overrides):
+    said = []
+    request = Request(
+        TINY | {k: str(v) for k, v in overrides.items()},
+        quick=quick,
+        name=name,
+        root=Path("runs"),
+        data=Path(data),
+        resume=resume,
+    )
+    return launch(recipes.load("calculator"), request, said.append), said
+
+
+def records(outcome, kind):
+    found = []
+    for path in sorted(outcome.run_dir.glob("main-*/*.jsonl")):
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            if record.get("kind") == kind:
+                found.append(record)
+    return found
+
+
+def history(outcome):
+    """The metrics rows of the whole run, as W&B's step rule keeps them: a repeated step is dropped."""
+    rows = {}
+    for record in records(outcome, "metrics"):
+        rows.setdefault(record["step"], record["data"])
+    return rows
+
+
+def test_a_training_is_logged_row_by_row_and_trajectory_by_trajectory():
+    outcome, said = start()
+
+    assert [r["step"] for r in records(outcome, "metrics")] == [0, 1, 2]
+    assert len(records(outcome, "trajectory")) == 2 * 2 * 2
+    assert records(outcome, "exit")
+    assert any("train.jsonl" in line for line in said)
+
+
+def test_the_config_of_the_run_has_every_setting_and_the_source():
+    outcome, _ = start(seed=7)
+
+    config = records(outcome, "start")[0]["data"]["config"]
+    assert config["seed"] == 7
+    assert config["recipe"] == "calculator"
+    assert "train.jsonl" in config["data"]
+
+
+def test_the_same_seed_gives_the_same_rows_and_another_seed_others():
+    first, again, other = (start(name=f"try-{i}", seed=seed)[0] for i, seed in enumerate((1, 1, 2)))
+
+    assert history(first) == history(again)
+    assert history(first) != history(other)
+
+
+def test_a_resumed_run_has_the_rows_of_an_uninterrupted_one():
+    whole, _ = start(name="whole", steps=4)
+
+    start(name="parts", steps=2)
+    parts, said = start(name="parts", steps=4, resume=True)
+
+    assert any("resumed before step 2 of 4" in line for line in said)
+    rows, expected = history(parts), history(whole)
+    # Row 2 was the first part's last: it holds `final/*`, and what is logged of step 2 later counts as repeated.
+    assert {step: row for step, row in rows.items() if step != 2} == {
+        s: r for s, r in expected.items() if s != 2
+    }
+    assert len(list(parts.run_dir.glob("main-*"))) == 2
+
+
+def test_a_run_that_was_killed_in_its_warmup_is_continued_under_its_id():
+    first, _ = start(name="try")
+    for path in Path("checkpoints/try").glob("step-*.pt"):
+        path.unlink()
+
+    second, said = start(name="try", resume=True)
+
+    assert second.run_dir == first.run_dir
+    assert any(line.startswith("warm-up") for line in said)
+
+
+def test_resume_without_flags_goes_on_with_the_settings_it_began_with():
+    start()
+    request = Request({}, name="try", root=Path("runs"), data=Path("train.jsonl"), resume=True)
+
+    outcome = launch(recipes.load("calculator"), request, lambda line: None)
+
+    assert max(history(outcome)) == 2
+
+
+def test_a_training_that_was_lengthened_stays_so():
+    start(steps=1)
+    start(steps=2, resume=True)
+    request = Request({}, name="try", root=Path("runs"), data=Path("train.jsonl"), resume=True)
+
+    outcome = launch(recipes.load("calculator"), request, lambda line: None)
+
+    assert max(history(outcome)) == 2
+
+
+def test_a_damaged_checkpoint_is_refused_before_the_run_has_another_piece():
+    outcome, _ = start()
+    for path in Path("checkpoints/try").glob("step-*.pt"):
+        path.write_bytes(b"")
+
+    with pytest.raises(CheckpointError, match="none of the"):
+        start(resume=True)
+
+    assert len(list(outcome.run_dir.glob("main-*"))) == 1
+
+
+def test_resume_of_nothing_starts():
+    outcome, _ = start(resume=True)
+
+    assert max(history(outcome)) == 2
+
+
+def test_a_second_start_under_the_same_name_is_refused():
+    start()
+
+    with pytest.raises(CheckpointError, match=r"already holds the run .* --resume"):
+        start()
+
+
+def test_resume_with_another_setting_is_refused_by_name_and_value():
+    start()
+
+    with pytest.raises(CheckpointError, match=r"another 'lr': lr=0\.0002"):
+        start(resume=True, lr="1e-5")
+
+
+def test_resume_with_other_problems_is_refused():
+    start()
+    Path("other.jsonl").write_text("".join(f'{{"answer": "<<{a}+9={a + 9}>>"}}\n' for a in range(1, 90)))
+
+    with pytest.raises(CheckpointError, match="other problems"):
+        start(resume=True, data="other.jsonl")
+
+
+def test_resume_without_a_name_says_which_runs_there_are():
+    start()
+
+    with pytest.raises(CheckpointError, match="'try'"):
+        launch(recipes.load("calculator"), Request(TINY, resume=True), lambda line: None)
+
+
+def test_what_is_refused_leaves_no_trace():
+    with pytest.raises(SettingsError):
+        start(stepz=3)
+
+    assert not Path("runs").exists()
+    assert not Path("checkpoints").exists()
+
+
+def test_quick_is_a_preset_that_settings_override():
+    outcome, _ = start(quick=True, steps=1)
+
+    config = records(outcome, "start")[0]["data"]["config"]
+    assert (config["steps"], config["group_size"], config["lr"]) == (1, 2, 3e-4)
+
+
+def test_a_disabled_log_trains_all_the_same(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+    outcome, _ = start()
+
+    assert outcome.reward_after >= 0
+    assert not Path("runs").exists()
+
+
+def test_the_threads_are_as_asked():
+    torch.set_num_threads(2)
+    try:
+        start(threads=1, steps=1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)

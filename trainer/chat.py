@@ -1,0 +1,184 @@
+r"""Turns ⇄ token ids: the chat format that Qwen and Hermes models use, tool calls as JSON between tags.
+
+    <|im_start|>user
+    What is 48 divided by 2, then plus 48?<|im_end|>
+    <|im_start|>assistant
+    <tool_call>
+    {"name": "calculator", "arguments": {"expression": "48/2"}}
+    </tool_call><|im_end|>                                     ◀── sampled: from the line break before it to here
+    <|im_start|>user
+    <tool_response>
+    24
+    </tool_response><|im_end|>
+    <|im_start|>assistant
+    ...
+
+The system turn that describes the tools is left out: the tiny model learns its only tool in the warm-up.
+
+Invariants
+----------
+* A conversation is encoded piece by piece (opening, sampled turn, what follows it), and the ids are joined. A
+  demonstration is cut at the same places, so that the policy is trained on the pieces it will see.
+* Whatever a policy samples, parsing returns a turn: a malformed call is a `ToolCall` with an `error`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from eventlog import ToolCall, Turn
+
+END = "<|im_end|>"
+PAD = "<|endoftext|>"
+SPECIAL_TOKENS = (
+    PAD,
+    "<|im_start|>",
+    END,
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+)
+_ASSISTANT = "<|im_start|>assistant\n"
+_SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+
+
+class Chat:
+    """A tokenizer and the chat format around it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def learn(cls, conversations: Iterable[Sequence[Turn]], vocab_size: int) -> Chat:
+        """Train a byte-level BPE on these conversations; digits stay single, so that numbers can be copied."""
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                # No split at words: the fixed text between two numbers becomes a token or two.
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=list(SPECIAL_TOKENS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        # The trainer does not know that special tokens are never merged: give it only what stands between them.
+        texts = (piece for turns in conversations for piece in _SPECIAL.split(_render(turns)))
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def from_json(cls, text: str) -> Chat:
+        return cls(Tokenizer.from_str(text))
+
+    def to_json(self) -> str:
+        text: str = self.tokenizer.to_str()
+        return text
+
+    @cached_property
+    def vocab_size(self) -> int:
+        size: int = self.tokenizer.get_vocab_size()
+        return size
+
+    @cached_property
+    def end_id(self) -> int:
+        return self._special_id(END)
+
+    @cached_property
+    def pad_id(self) -> int:
+        return self._special_id(PAD)
+
+    def encode_opening(self, turns: Sequence[Turn]) -> list[int]:
+        """Return the ids of the turns before the policy's first one, up to where it begins to write."""
+        return self._ids("".join(map(_render_turn, turns)) + _ASSISTANT)
+
+    def encode_following(self, turns: Sequence[Turn]) -> list[int]:
+        """Return the ids between a sampled turn, which ends with the end token, and the policy's next one."""
+        return self._ids("\n" + "".join(map(_render_turn, turns)) + _ASSISTANT)
+
+    def encode_demonstration(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
+        """Return ids and mask as if the policy had sampled the assistant turns."""
+        ids: list[int] = []
+        mask: list[int] = []
+        before: list[Turn] = []
+        for turn in turns:
+            if turn.role != "assistant":
+                before.append(turn)
+                continue
+            given = self.encode_following(before) if ids else self.encode_opening(before)
+            written = self._ids(_body(turn) + END)
+            ids += given + written
+            mask += [0] * len(given) + [1] * len(written)
+            before = []
+        return ids, mask
+
+    def decode_turn(self, ids: Sequence[int]) -> Turn:
+        """Return the assistant turn of these sampled ids."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        return parse_assistant(text.removesuffix(END))
+
+    def _special_id(self, token: str) -> int:
+        token_id = self.tokenizer.token_to_id(token)
+        assert token_id is not None, "every tokenizer of ours has the special tokens"
+        return token_id
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text).ids
+        return ids
+
+
+def parse_assistant(text: str) -> Turn:
+    """Return what a policy wrote as a turn: the text outside the tags, and its calls in order.
+
+    >>> parse_assistant('<tool_call>{"name": "calculator", "arguments": {"expression": "1+2"}}</tool_call>').tool_calls
+    [ToolCall(name='calculator', arguments={'expression': '1+2'}, id='call_0', ...)]
+    """
+    calls = [_parse_call(match[1], f"call_{i}") for i, match in enumerate(_CALL.finditer(text))]
+    return Turn(role="assistant", content=_CALL.sub("", text).strip(), tool_calls=calls)
+
+
+def _parse_call(text: str, call_id: str) -> ToolCall:
+    # The error is what the policy reads next: short, and without the text that it wrote.
+    try:
+        call = json.loads(text)
+    except (ValueError, RecursionError):
+        return ToolCall(name="", arguments=text, id=call_id, error="error: the call is not JSON")
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        return ToolCall(name="", arguments=text, id=call_id, error="error: the call has no name")
+    if not isinstance(call.get("arguments"), dict):
+        return ToolCall(
+            name=call["name"], arguments=text, id=call_id, error="error: the call has no arguments"
+        )
+    return ToolCall(name=call["name"], arguments=call["arguments"], id=call_id)
+
+
+def _render(turns: Sequence[Turn]) -> str:
+    return "".join(map(_render_turn, turns))
+
+
+def _render_turn(turn: Turn) -> str:
+    # A tool's answer travels in a user turn, as in Qwen's own template.
+    role = "user" if turn.role == "tool" else turn.role
+    return f"<|im_start|>{role}\n{_body(turn)}{END}\n"
+
+
+def _body(turn: Turn) -> str:
+    if turn.role == "tool":
+        return f"<tool_response>\n{turn.content}\n</tool_response>"
+    calls: str = "\n".join(
+        f"<tool_call>\n{json.dumps({'name': c.name, 'arguments': c.arguments})}\n</tool_call>"
+        for c in turn.tool_calls
+    )
+    return turn.content + calls

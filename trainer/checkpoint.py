@@ -1,0 +1,149 @@
+"""Checkpoints: the whole state of a training in one file, there whole or not at all.
+
+    <output-dir>/run.json                  which run this is, with which settings; written before the first step
+    <output-dir>/step-00000012.pt          the state before global step 12
+    <output-dir>/lock                      held by the process that trains here
+
+Invariants
+----------
+* A file under its final name is complete: it is written under another name, synced and renamed.
+* The newest two are kept: if the newest cannot be read, the one before it serves.
+* Loading runs no code from the file (`weights_only`).
+
+What the state is made of is the loop's business.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pickle
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import torch
+
+from trainer.errors import CheckpointError
+
+KEPT = 2
+_NAME = re.compile(r"step-(\d{8,})\.pt")
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """What `--resume` must know even if no checkpoint was written yet."""
+
+    recipe: str
+    run_id: str
+    name: str
+    settings: dict[str, Any]
+    data: str  # fingerprint of the problems
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep a second trainer out of this directory; the lock goes with the process, however it ends."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"another process is training in {str(directory)!r}. "
+                "Wait for it, stop it, or choose another --run-name."
+            ) from None
+        yield
+
+
+def save(directory: Path, step: int, state: Mapping[str, Any]) -> Path:
+    """Write the state before global step `step`, and delete all but the newest checkpoints."""
+    path = directory / f"step-{step:08d}.pt"
+    _write_whole(path, lambda file: torch.save(dict(state), file))
+    for old in _checkpoints(directory)[:-KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_newest(directory: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """Return the newest state that can be read; None if there is no checkpoint."""
+    paths = _checkpoints(directory)
+    for path in reversed(paths):
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True)
+            return state
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            warn(f"checkpoint {str(path)!r} cannot be read ({reason}); trying the one before it.")
+    if paths:
+        raise CheckpointError(
+            f"none of the {len(paths)} checkpoints in {str(directory)!r} can be read. "
+            "Choose another --run-name to train anew; the log of the old run is untouched."
+        )
+    return None
+
+
+def write_run_file(directory: Path, run: RunFile) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(vars(run), indent=2) + "\n"
+    _write_whole(directory / "run.json", lambda file: file.write(text.encode()))
+
+
+def read_run_file(directory: Path) -> RunFile | None:
+    """Return what `write_run_file` wrote; None if nothing was ever started here."""
+    path = directory / "run.json"
+    try:
+        return RunFile(**json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read: {error}. Choose another --output-dir; the log of the run is untouched."
+        ) from None
+
+
+def random_states() -> dict[str, Any]:
+    """Return the states of Python's, NumPy's and torch's default generators, as plain values and tensors."""
+    name, keys, position, has_gauss, cached = cast("tuple[Any, ...]", np.random.get_state())
+    return {
+        "python": random.getstate(),
+        "numpy": [name, keys.tolist(), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(states["numpy"]))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    found = [path for path in directory.glob("step-*.pt") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")))
+
+
+def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    # The rename is durable only once the directory is synced.
+    directory_fd = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory_fd)
+    finally:
+        os.close(directory_fd)

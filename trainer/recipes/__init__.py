@@ -1,0 +1,48 @@
+"""The recipes: named, complete training set-ups.  Listing them imports none of them.
+
+A recipe is a module here with a `RECIPE`. What it must say is `Recipe`; the rest is the loop's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trainer.config import Settings
+from trainer.errors import UnknownRecipe
+
+if TYPE_CHECKING:  # torch is imported when a recipe is loaded, not when recipes are listed
+    from pathlib import Path
+
+    from trainer.chat import Chat
+    from trainer.loop import Problems
+    from trainer.tasks import Task
+
+SUMMARIES = {
+    "calculator": "GSM8K's arithmetic by multi-turn calculator calls; a tiny Qwen3 on the CPU, in about a minute",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    project: str  # the project of its runs, unless $WANDB_PROJECT names one
+    settings: type[Settings]
+    quick: Mapping[str, Any]  # what --quick changes in the settings
+    task: Callable[[], Task]
+    problems: Callable[[Any, Path | None], Problems]
+    chat: Callable[[Any, Problems], Chat]
+    model: Callable[[Any, int], Any]  # (settings, vocabulary size), from torch's default generator
+
+
+def load(name: str) -> Recipe:
+    """Return the recipe of this name, with everything that it imports."""
+    if name not in SUMMARIES:
+        near = difflib.get_close_matches(name, SUMMARIES, n=1, cutoff=0.4)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise UnknownRecipe(f"there is no recipe {name!r}. {hint}The recipes are: {', '.join(SUMMARIES)}.")
+    recipe: Recipe = importlib.import_module(f"trainer.recipes.{name}").RECIPE
+    return recipe
