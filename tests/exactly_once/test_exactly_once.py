@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from eventlog.reader import find_runs, read
+from eventlog import read
+from eventlog.reader import find_runs
 from syncd.fold import Bases, Fold
 from tests.wandb_server import WandbServer
 from tests.wandb_server.check import differences

@@ -1,0 +1,111 @@
+"""What a policy did in one episode, as a trainer hands it over and as a record holds it.
+
+Invariants
+----------
+* A record's `data` has every field of the dataclass, under its name, also those that are not known (null).
+* `logprobs` has one number for each 1 in `mask`, and `mask` one digit for each token id: said here, checked by whoever
+  makes one.
+
+There is no file here; nothing is counted, scored or tokenised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from eventlog.record import TextMark, encode_data
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """One call of a tool by the policy, and what came of it."""
+
+    name: str
+    arguments: Any
+    id: str | None = None
+    result: str | None = None
+    error: str | None = None
+    duration_s: float | None = None
+
+
+@dataclass(slots=True)
+class Turn:
+    """One message."""
+
+    role: str
+    """`system`, `user`, `assistant` or `tool`."""
+    content: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    tool_call_id: str | None = None
+    duration_s: float | None = None
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """The turns of one episode, and its reward."""
+
+    turns: list[Turn]
+    reward: float | None = None
+    advantage: float | None = None
+    group: str | None = None
+    """The same for all trajectories of one prompt."""
+    id: str | None = None
+    token_ids: list[int] = field(default_factory=list)
+    mask: list[int] = field(default_factory=list)
+    """1 where the token was sampled by the policy."""
+    logprobs: list[float] = field(default_factory=list)
+    """One for each sampled token, in order."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    started_us: int | None = None
+    duration_s: float | None = None
+    exception: str | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def encode_trajectory(trajectory: Trajectory) -> tuple[bytes, list[TextMark]]:
+    """Return the record's data as JSON, and the marks of what became text."""
+    # In two parts: a null in the first one costs a walk through its values, and the second has 10,000s of them.
+    described, marks = encode_data(
+        {
+            "id": trajectory.id,
+            "group": trajectory.group,
+            "reward": trajectory.reward,
+            "advantage": trajectory.advantage,
+            "turns": [_turn(turn) for turn in trajectory.turns],
+            "metrics": trajectory.metrics,
+            "prompt_tokens": trajectory.prompt_tokens,
+            "completion_tokens": trajectory.completion_tokens,
+            "started_us": trajectory.started_us,
+            "duration_s": trajectory.duration_s,
+            "exception": trajectory.exception,
+            "info": trajectory.info,
+        }
+    )
+    tokens, more_marks = encode_data(
+        {"token_ids": trajectory.token_ids, "mask": trajectory.mask, "logprobs": trajectory.logprobs}
+    )
+    return b"%b,%b" % (described[:-1], tokens[1:]), marks + more_marks
+
+
+def _turn(turn: Turn) -> dict[str, Any]:
+    return {
+        "role": turn.role,
+        "content": turn.content,
+        "tool_calls": [_call(call) for call in turn.tool_calls],
+        "tool_call_id": turn.tool_call_id,
+        "duration_s": turn.duration_s,
+    }
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {
+        "id": call.id,
+        "name": call.name,
+        "arguments": call.arguments,
+        "result": call.result,
+        "error": call.error,
+        "duration_s": call.duration_s,
+    }

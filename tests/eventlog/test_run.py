@@ -1,0 +1,1179 @@
+"""`eventlog.run`: what a training script may do, and what the log says then."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import eventlog
+from eventlog import roots
+from eventlog.entry import Earlier
+from eventlog.piece import HEARTBEAT_S, LOCK_FILE, RunIdentity, primaries
+from eventlog.reader import read, writers
+from eventlog.record import Record
+from eventlog.run import step_rule
+from tests.logs import handmade_run, resumed
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_open() -> Iterator[None]:
+    yield
+    while eventlog.run is not None:
+        eventlog.finish()
+
+
+def begin(root: Path, **options: Any) -> eventlog.Run:
+    return eventlog.init(**{"project": "demo", "id": "run", "root": root, "quiet": True, **options})
+
+
+def events(run: eventlog.Run | Path, writer: str | None = None) -> list[Record]:
+    return list(read(run if isinstance(run, Path) else run.dir, writer=writer))
+
+
+def of_kind(run: eventlog.Run | Path, kind: str) -> list[Record]:
+    return [record for record in events(run) if record.kind == kind]
+
+
+def rows(run: eventlog.Run | Path) -> list[tuple[int | None, bool, dict[str, Any]]]:
+    return [(record.step, record.commit, record.data) for record in of_kind(run, "metrics")]
+
+
+def in_a_process(script: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "import eventlog, os, sys\n" + script, *arguments],
+        cwd=PROJECT,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+# ── rows and steps ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_log_without_a_step_is_a_row_of_its_own(tmp_path: Path):
+    run = begin(tmp_path)
+
+    run.log({"loss": 0.5})
+    run.log({"loss": 0.25})
+
+    assert rows(run) == [(0, True, {"loss": 0.5}), (1, True, {"loss": 0.25})]
+    assert run.step == 2
+
+
+def test_a_row_with_a_step_stays_open(tmp_path: Path):
+    run = begin(tmp_path)
+
+    run.log({"a": 1}, step=5)
+    run.log({"b": 2}, step=5)
+    run.log({"c": 3})
+
+    assert rows(run) == [(5, False, {"a": 1}), (5, False, {"b": 2}), (5, True, {"c": 3})]
+    assert run.step == 6
+
+
+def test_commit_closes_a_row_and_no_commit_leaves_it_open(tmp_path: Path):
+    run = begin(tmp_path)
+
+    run.log({"a": 1}, commit=False)
+    run.log({"b": 2}, step=7, commit=True)
+
+    assert rows(run) == [(0, False, {"a": 1}), (7, True, {"b": 2})]
+    assert run.step == 8
+
+
+def test_a_past_step_is_kept_as_given_and_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = begin(tmp_path)
+    run.log({"a": 1}, step=5)
+
+    run.log({"a": 2}, step=3)
+    run.log({"a": 3}, step=4)
+
+    assert rows(run) == [(5, False, {"a": 1}), (3, False, {"a": 2}), (4, False, {"a": 3})]
+    assert run.step == 5
+    assert capsys.readouterr().err.count("came after step 5") == 1
+
+
+@given(
+    calls=st.lists(st.tuples(st.none() | st.integers(-1, 6), st.none() | st.booleans()), max_size=8),
+    current=st.integers(0, 3),
+)
+def test_the_step_rule_is_wandbs(calls, current):
+    # PROTOCOL § 6, written out the long way.
+    model = current
+    for step, commit in calls:
+        stored, closes, after = step_rule(current, step, commit)
+        if step is None:
+            assert stored == model
+            assert closes == (commit is not False)
+            model += commit is not False
+        elif step < model:
+            assert stored == step
+        else:
+            assert stored == step
+            model = step + 1 if commit else step
+            assert closes == bool(commit)
+        assert after == model
+        current = after
+
+
+def test_an_empty_row_is_a_row(tmp_path: Path):
+    run = begin(tmp_path)
+
+    run.log({})
+
+    assert rows(run) == [(0, True, {})]
+
+
+def test_numpy_steps_are_steps(tmp_path: Path):
+    run = begin(tmp_path)
+
+    run.log({"a": 1}, step=np.int64(3))
+
+    assert rows(run) == [(3, False, {"a": 1})]
+
+
+@pytest.mark.parametrize("data", [1, None, "loss", [("loss", 1)]])
+def test_what_is_no_dict_is_refused_before_anything_happens(tmp_path: Path, data: Any):
+    run = begin(tmp_path)
+
+    with pytest.raises(TypeError, match="log takes a dict"):
+        run.log(data)
+
+    assert rows(run) == []
+    assert run.step == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "error"), [(1.0, TypeError), ("1", TypeError), (True, TypeError), (2**63, ValueError)]
+)
+def test_a_step_that_is_no_step_is_refused_before_anything_happens(tmp_path: Path, step: Any, error: type):
+    run = begin(tmp_path)
+
+    with pytest.raises(error, match="step"):
+        run.log({"a": 1}, step=step)
+
+    assert rows(run) == []
+
+
+def test_a_record_is_readable_as_soon_as_log_returned(tmp_path: Path):
+    run = begin(tmp_path)
+
+    for i in range(3):
+        run.log({"i": i})
+        assert of_kind(run, "metrics")[-1].data == {"i": i}
+
+
+def test_threads_log_each_row_once(tmp_path: Path):
+    run = begin(tmp_path)
+    threads = [
+        threading.Thread(target=lambda k=k: [run.log({"i": [k, n]}) for n in range(200)]) for k in range(4)
+    ]
+
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(tuple(data["i"]) for _, _, data in rows(run)) == [
+        (k, n) for k in range(4) for n in range(200)
+    ]
+    assert [step for step, _, _ in rows(run)] == list(range(800))
+
+
+def test_a_trajectory_has_a_stream_of_its_own_and_moves_no_step(tmp_path: Path):
+    run = begin(tmp_path)
+
+    run.log_trajectory(eventlog.Trajectory([eventlog.Turn("user", "hi")], reward=1.0), step=7)
+    run.log_trajectory(eventlog.Trajectory([]))
+
+    stored = list(read(run.dir, "trajectories"))
+    assert [(record.kind, record.step) for record in stored] == [("trajectory", 7), ("trajectory", 0)]
+    assert stored[0].data["turns"][0]["content"] == "hi"
+    assert run.step == 0
+    with pytest.raises(TypeError, match=r"eventlog\.Trajectory"):
+        run.log_trajectory({"turns": []})  # type: ignore[arg-type]
+
+
+def test_wandbs_media_are_kept_as_text_and_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = begin(tmp_path)
+
+    run.log({"table": eventlog.Table(columns=["a"], data=[[1]]), "loss": 1})
+    eventlog.Table().add_data(1)
+    run.alert("title", "text")
+
+    (record,) = of_kind(run, "metrics")
+    assert record.data == {"table": "<Table: not stored>", "loss": 1}
+    assert record.lossy == (("table",),)
+    assert capsys.readouterr().err.count("Table is not stored yet") == 1
+
+
+# ── config, summary, definitions ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_change_of_the_config_is_a_record(tmp_path: Path):
+    run = begin(tmp_path, config={"lr": 1.0, "model": {"size": 1}})
+
+    run.config["lr"] = 0.5
+    run.config.steps = 10
+    run.config.update({"a": 1, "b": 2})
+
+    assert events(run)[0].data["config"] == {"lr": 1.0, "model": {"size": 1}}
+    assert [record.data for record in of_kind(run, "config")] == [
+        {"lr": 0.5},
+        {"steps": 10},
+        {"a": 1, "b": 2},
+    ]
+    assert run.config.lr == 0.5
+    assert dict(run.config) == {"lr": 0.5, "model": {"size": 1}, "steps": 10, "a": 1, "b": 2}
+
+
+def test_a_config_value_may_be_protected_from_change(tmp_path: Path):
+    run = begin(tmp_path, config={"lr": 1.0})
+
+    with pytest.raises(ValueError, match=r"'lr' is 1\.0 and would become 2\.0"):
+        run.config.update({"lr": 2.0, "new": 1}, allow_val_change=False)
+
+    assert dict(run.config) == {"lr": 1.0}
+    assert of_kind(run, "config") == []
+
+
+def test_a_container_read_from_the_config_is_a_copy(tmp_path: Path):
+    run = begin(tmp_path, config={"model": {"size": 1}})
+
+    run.config["model"]["size"] = 2
+
+    assert run.config["model"] == {"size": 1}
+
+
+@dataclasses.dataclass
+class Settings:
+    lr: float = 0.5
+
+
+@pytest.mark.parametrize(
+    "config", [{"lr": 0.5}, argparse.Namespace(lr=0.5), Settings()], ids=["dict", "args", "dataclass"]
+)
+def test_a_config_may_be_a_dict_a_namespace_or_a_dataclass(tmp_path: Path, config: Any):
+    run = begin(tmp_path, config=config)
+
+    assert events(run)[0].data["config"] == {"lr": 0.5}
+
+
+def test_a_config_that_is_none_is_refused_before_anything_happens(tmp_path: Path):
+    with pytest.raises(TypeError, match="a config is a dict"):
+        begin(tmp_path, config="config.yaml")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_change_of_the_summary_is_a_record(tmp_path: Path):
+    run = begin(tmp_path)
+
+    run.summary["best"] = 1.0
+    run.summary["eval"] = {"acc": 0.5}
+    run.summary["eval"]["loss"] = 2.0
+    run.summary.update({"a": 1, "b": 2})
+    del run.summary["eval"]["acc"]
+    del run.summary["a"]
+
+    assert [record.data for record in of_kind(run, "summary")] == [
+        {"set": [[["best"], 1.0]], "delete": []},
+        {"set": [[["eval"], {"acc": 0.5}]], "delete": []},
+        {"set": [[["eval", "loss"], 2.0]], "delete": []},
+        {"set": [[["a"], 1], [["b"], 2]], "delete": []},
+        {"set": [], "delete": [["eval", "acc"]]},
+        {"set": [], "delete": [["a"]]},
+    ]
+    assert run.summary["eval"] == {"loss": 2.0}
+    with pytest.raises(KeyError):
+        del run.summary["never set"]
+
+
+def test_a_definition_holds_what_was_given(tmp_path: Path):
+    run = begin(tmp_path)
+
+    run.define_metric("eval/*", step_metric="global_step", summary="min,max")
+
+    (record,) = of_kind(run, "define_metric")
+    assert record.data == {"name": "eval/*", "step_metric": "global_step", "summary": ["min", "max"]}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": ""},
+        {"name": 1},
+        {"name": "a*b"},
+        {"name": "a", "step_metric": "b*"},
+        {"name": "a", "summary": "most"},
+        {"name": "a", "goal": "up"},
+    ],
+)
+def test_a_wrong_definition_is_refused_before_anything_happens(tmp_path: Path, options: dict[str, Any]):
+    run = begin(tmp_path)
+
+    with pytest.raises((TypeError, ValueError)):
+        run.define_metric(**options)
+
+    assert of_kind(run, "define_metric") == []
+
+
+# ── the start ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_first_record_says_who_where_and_with_what(tmp_path: Path):
+    run = begin(
+        tmp_path, name="first", tags=["a", "b"], notes="why", group="g", job_type="train", config={"lr": 1}
+    )
+
+    start = events(run)[0]
+
+    assert start.kind == "start"
+    said = {key: start.data[key] for key in ("name", "tags", "notes", "group", "job_type", "config", "mode")}
+    assert said == {
+        "name": "first",
+        "tags": ["a", "b"],
+        "notes": "why",
+        "group": "g",
+        "job_type": "train",
+        "config": {"lr": 1},
+        "mode": "online",
+    }
+    assert (start.data["pid"], start.data["rank"], start.data["resumed"]) == (os.getpid(), 0, False)
+    assert set(start.data) >= {
+        "host", "boot_id", "world_size", "program", "argv", "cwd", "executable", "python", "os", "cpu_count", "git",
+        "version", "step", "runtime_s", "started_at",
+    }  # fmt: skip
+    assert start.data["version"] == eventlog.__version__
+
+
+def test_what_is_not_given_comes_from_wandbs_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, value in {
+        "WANDB_PROJECT": "p",
+        "WANDB_ENTITY": "e",
+        "WANDB_NAME": "n",
+        "WANDB_RUN_ID": "i",
+        "WANDB_RUN_GROUP": "g",
+        "WANDB_TAGS": "a, b",
+        "WANDB_NOTES": "why",
+        "WANDB_MODE": "offline",
+        "EVENTLOG_ROOT": str(tmp_path / "root"),
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    run = eventlog.init(quiet=True)
+
+    assert (run.project, run.entity, run.name, run.id, run.group) == ("p", "e", "n", "i", "g")
+    assert (run.tags, run.notes) == (("a", "b"), "why")
+    assert run.dir == tmp_path / "root" / "p" / "i"
+    assert events(run)[0].data["mode"] == "offline"
+
+
+def test_run_id_is_used_if_wandb_names_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RUN_ID", "from-the-guide")
+
+    assert begin(tmp_path, id=None).id == "from-the-guide"
+
+
+def test_a_run_without_an_id_gets_one_as_wandb_makes_them(tmp_path: Path):
+    run = begin(tmp_path, id=None)
+
+    assert len(run.id) == 8
+    assert run.id.isalnum()
+    assert run.name == run.id
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_everything_is_for_its_user_alone_whatever_the_umask(tmp_path: Path, umask: int):
+    # faults: 95
+    before = os.umask(umask)
+    try:
+        run = begin(tmp_path / "new" / "root")
+        run.log_trajectory(eventlog.Trajectory([]))
+    finally:
+        os.umask(before)
+
+    for path in [tmp_path / "new", *(tmp_path / "new").rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+@pytest.mark.parametrize("run_id", ["../../x", "a/b", ".", "x" * 300, "nul\x00", "line\nbreak", "é"])
+def test_any_id_is_a_run_below_the_root(tmp_path: Path, run_id: str):
+    # faults: 93
+    run = begin(tmp_path / "root", id=run_id)
+
+    assert run.dir.parent.parent == tmp_path / "root"
+    assert RunIdentity.load(run.dir).run_id == run_id
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"project": 1}, TypeError),
+        ({"id": " "}, ValueError),
+        ({"id": "\ud800"}, ValueError),
+        ({"name": b"x"}, TypeError),
+        ({"tags": [1]}, TypeError),
+        ({"mode": "sometimes"}, ValueError),
+        ({"resume": "perhaps"}, ValueError),
+        ({"resume": "must", "id": None}, ValueError),
+        ({"durability": "forever"}, ValueError),
+        ({"reinit": "x"}, ValueError),
+        ({"colour": "red"}, TypeError),
+    ],
+    ids=repr,
+)
+def test_a_wrong_argument_is_refused_before_anything_happens(
+    tmp_path: Path, options: dict[str, Any], error: type
+):
+    with pytest.raises(error):
+        begin(tmp_path, **options)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_root_that_cannot_be_written_is_an_error_with_the_way_out(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(eventlog.RootNotWritable, match="EVENTLOG_ROOT"):
+        begin(tmp_path / "file" / "root")
+
+
+def test_init_says_where_the_log_is_and_whether_a_daemon_watches_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    begin(tmp_path, quiet=False)
+
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert str(tmp_path / "demo" / "run") in said
+    assert "no syncd is running" in said
+
+
+def test_a_running_daemon_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    import fcntl
+
+    roots.state_dir().mkdir(parents=True)
+    with open(roots.state_dir() / roots.DAEMON_LOCK, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        begin(tmp_path, quiet=False)
+
+    assert "syncd uploads it" in capsys.readouterr().err
+
+
+def test_wandb_silent_keeps_init_silent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+    begin(tmp_path, quiet=None)
+
+    assert capsys.readouterr().err == ""
+
+
+def test_the_root_is_entered_in_the_users_list_once(tmp_path: Path):
+    begin(tmp_path / "a", id="one")
+    begin(tmp_path / "a", id="two")
+    begin(tmp_path / "b")
+
+    assert roots.registered() == [tmp_path / "a", tmp_path / "b"]
+    assert (roots.state_dir() / roots.ROOTS_FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_list_of_roots_that_cannot_be_written_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TIDELOG_STATE_DIR", str(tmp_path / "file" / "state"))
+
+    run = begin(tmp_path / "root")
+    run.log({"a": 1})
+
+    assert len(rows(run)) == 1
+    assert "syncd start --root" in capsys.readouterr().err
+
+
+def test_a_list_of_roots_that_is_a_symlink_is_refused(tmp_path: Path):
+    # faults: 94
+    roots.state_dir().mkdir(parents=True)
+    (tmp_path / "elsewhere").write_bytes(orjson.dumps([str(tmp_path)]))
+    (roots.state_dir() / roots.ROOTS_FILE).symlink_to(tmp_path / "elsewhere")
+
+    assert roots.registered() == []
+
+
+def test_two_processes_that_start_at_once_are_both_in_the_list(tmp_path: Path):
+    script = "from pathlib import Path; from eventlog import roots\nroots.register(Path(sys.argv[1]))"
+
+    started = [
+        subprocess.Popen([sys.executable, "-c", "import sys\n" + script, str(tmp_path / str(i))], cwd=PROJECT)
+        for i in range(6)
+    ]
+    for process in started:
+        assert process.wait() == 0
+
+    assert sorted(roots.registered()) == [tmp_path / str(i) for i in range(6)]
+
+
+# ── secrets ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+CANARY = "canary0123456789abcdef0123456789abcdef01"
+
+
+def test_no_credential_is_in_the_log(tmp_path: Path):
+    # faults: 96
+    script = """
+run = eventlog.init(project="demo", root=sys.argv[1], notes=f"key {os.environ['WANDB_API_KEY']}", config={
+    "api_key": "canary-1", "judge": {"password": "canary-2"}, "url": "https://u:canary-3@host/v1",
+    "innocent": os.environ["WANDB_API_KEY"], "max_tokens": 4096, "pad_token": "<pad>", "tokenizer": "qwen"})
+run.config["hf_token"] = "canary_456789abcdefgh"
+raise RuntimeError(os.environ["WANDB_API_KEY"])
+"""
+    arguments = [str(tmp_path / "root"), "--api-key", "canary-4", "--password=canary-5", f"--note={CANARY}"]
+
+    done = in_a_process(script, *arguments, WANDB_API_KEY=CANARY)
+
+    written = b"".join(path.read_bytes() for path in (tmp_path / "root").rglob("*") if path.is_file())
+    assert b"canary" not in written.replace(b"canary-free", b"")
+    assert "canary" not in done.stderr.partition("Traceback")[0]
+    (run_dir,) = (tmp_path / "root" / "demo").iterdir()
+    config = events(run_dir)[0].data["config"]
+    assert (config["max_tokens"], config["pad_token"], config["tokenizer"]) == (4096, "<pad>", "qwen")
+    assert config["url"] == "https://host/v1"
+    assert events(run_dir)[0].data["argv"][2:] == [
+        "--api-key",
+        "[redacted]",
+        "--password=[redacted]",
+        "--note=[redacted]",
+    ]
+
+
+def test_the_remote_of_the_repository_is_noted_without_its_credentials(tmp_path: Path):
+    repository = tmp_path / "repository"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(repository)]
+    subprocess.run(["git", "init", "-q", str(repository)], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    subprocess.run([*git, "remote", "add", "origin", "https://me:canary@host/repo.git"], check=True)
+    commit = subprocess.run(
+        [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import eventlog; eventlog.init(project='demo', id='run', root={str(tmp_path)!r})",
+        ],
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert events(tmp_path / "demo" / "run")[0].data["git"] == {
+        "commit": commit,
+        "remote": "https://host/repo.git",
+    }
+
+
+# ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_finish_writes_an_exit_once(tmp_path: Path):
+    run = begin(tmp_path)
+
+    run.finish()
+    run.finish(exit_code=3)
+
+    assert [record.data for record in of_kind(run, "exit")] == [{"exitcode": 0}]
+    assert events(run)[-1].kind == "exit"
+    assert eventlog.run is None
+
+
+def test_an_exception_in_the_block_is_exit_code_1_with_its_words(tmp_path: Path):
+    with pytest.raises(RuntimeError), begin(tmp_path) as run:
+        raise RuntimeError("the loss is a banana")
+
+    (record,) = of_kind(run, "exit")
+    assert record.data["exitcode"] == 1
+    assert "the loss is a banana" in record.data["error"]
+
+
+def test_a_finished_run_refuses_to_log(tmp_path: Path):
+    run = begin(tmp_path)
+    run.finish()
+
+    for call in (
+        lambda: run.log({"a": 1}),
+        lambda: run.config.update({"a": 1}),
+        lambda: run.define_metric("a"),
+    ):
+        with pytest.raises(eventlog.EventlogError, match="finished"):
+            call()
+
+    assert dict(run.config) == {}
+
+
+@pytest.mark.parametrize(
+    ("ending", "exitcode"),
+    [
+        ("", 0),
+        ("sys.exit()", 0),
+        ("sys.exit(0)", 0),
+        ("sys.exit(7)", 7),
+        ("sys.exit('no')", 1),
+        ("1/0", 1),
+        ("raise KeyboardInterrupt", 255),
+        ("run.finish(4)", 4),
+        ("os.kill(os.getpid(), 9)", None),
+    ],
+)
+def test_the_log_says_how_the_process_ended(tmp_path: Path, ending: str, exitcode: int | None):
+    in_a_process("run = eventlog.init(project='demo', id='run', root=sys.argv[1])\n" + ending, str(tmp_path))
+
+    ends = [record.data["exitcode"] for record in of_kind(tmp_path / "demo" / "run", "exit")]
+    assert ends == ([] if exitcode is None else [exitcode])
+
+
+def test_a_signal_handler_may_finish_the_run_and_exit_at_once(tmp_path: Path):
+    script = """
+import signal, time
+run = eventlog.init(project="demo", id="run", root=sys.argv[1], quiet=True)
+n = 0
+def stop(*_):
+    run.log({"n": n, "last": True})
+    run.finish()
+    print(n, flush=True)
+    os._exit(0)
+signal.signal(signal.SIGALRM, stop)
+signal.setitimer(signal.ITIMER_REAL, 0.05 + float(sys.argv[2]))
+while True:
+    run.log({"n": n})
+    n += 1
+"""
+    for attempt in range(8):
+        root = tmp_path / str(attempt)
+
+        done = in_a_process(script, str(root), str(attempt * 0.0007))
+
+        logged = [record.data["n"] for record in of_kind(root / "demo" / "run", "metrics")]
+        assert done.returncode == 0, done.stderr
+        assert set(range(int(done.stdout))) <= set(logged)
+        assert events(root / "demo" / "run")[-1].kind == "exit"
+
+
+def test_finish_may_wait_for_the_daemon_and_says_what_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = begin(tmp_path, quiet=False)
+
+    run.finish(sync_timeout=0.1)
+
+    assert "is not uploaded after 0.1 s" in capsys.readouterr().err
+
+
+# ── the current run ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_module_stands_for_the_run_begun_last(tmp_path: Path):
+    first, second = begin(tmp_path, id="first"), begin(tmp_path, id="second", config={"lr": 1})
+
+    eventlog.log({"a": 1})
+    eventlog.summary["best"] = 2
+
+    assert eventlog.run is second
+    assert eventlog.config.lr == 1
+    assert rows(second) == [(0, True, {"a": 1})]
+    eventlog.finish()
+    assert eventlog.run is first
+
+
+def test_without_a_run_the_module_says_what_to_do():
+    assert eventlog.run is None
+    with pytest.raises(eventlog.EventlogError, match=r"eventlog\.init"):
+        eventlog.log({"a": 1})
+    with pytest.raises(AttributeError, match=r"eventlog\.init"):
+        eventlog.config  # noqa: B018
+
+
+def test_two_libraries_that_mean_one_run_get_one(tmp_path: Path):
+    first = begin(tmp_path)
+
+    assert begin(tmp_path, config={"b": 1}) is first
+    assert first.config.b == 1
+    assert begin(tmp_path, reinit="create_new") is not first
+
+
+def test_reinit_may_finish_the_previous_run(tmp_path: Path):
+    first = begin(tmp_path, id="first")
+
+    begin(tmp_path, id="second", reinit=True)
+
+    assert of_kind(first, "exit") != []
+
+
+def test_a_disabled_run_does_everything_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+    with begin(tmp_path, config={"lr": 1}) as run:
+        run.log({"a": 1})
+        run.log_trajectory(eventlog.Trajectory([]))
+        run.define_metric("a")
+        run.summary["best"] = 1
+        run.config["lr"] = 2
+
+    assert (run.config.lr, run.summary["best"], run.dropped, run.disabled) == (2, 1, 0, True)
+    assert list(tmp_path.iterdir()) == []
+    assert roots.registered() == []
+
+
+def test_an_argument_that_only_wandb_knows_is_said_and_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    begin(tmp_path, sync_tensorboard=True, settings=eventlog.Settings(init_timeout=1))
+
+    assert "init(sync_tensorboard=…) does nothing here" in capsys.readouterr().err
+
+
+# ── one id, several processes ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_id_that_exists_begins_a_run_beside_it_with_the_same_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    begin(tmp_path, id="baseline").finish()
+    begin(tmp_path, id="baseline").finish()
+
+    third = begin(tmp_path, id="baseline")
+
+    assert (third.id, third.name, third.resumed) == ("baseline-3", "baseline", False)
+    assert "this is 'baseline-3'" in capsys.readouterr().err
+    assert events(third)[0].data["name"] == "baseline"
+
+
+def test_a_resumed_run_goes_on_where_the_log_ends(tmp_path: Path):
+    with begin(tmp_path, config={"lr": 1, "old": True}, name="first") as run:
+        run.log({"a": 1})
+        run.log({"a": 2}, step=7)
+        run.config["lr"] = 2
+
+    again = begin(tmp_path, resume="allow", config={"lr": 3})
+
+    start = events(again, "main-0002")[0]
+    assert (again.resumed, again.step, again.name) == (True, 8, "first")
+    assert dict(again.config) == {"lr": 3, "old": True}
+    assert (start.data["resumed"], start.data["step"]) == (True, 8)
+    assert start.data["config"] == {"lr": 3, "old": True}
+
+
+@pytest.mark.parametrize("resume", [True, "auto", "must", "allow"])
+def test_each_way_to_say_resume_resumes(tmp_path: Path, resume: Any):
+    begin(tmp_path).finish()
+
+    assert begin(tmp_path, resume=resume).resumed
+
+
+def test_resume_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    begin(tmp_path).finish()
+    monkeypatch.setenv("WANDB_RESUME", "allow")
+
+    assert begin(tmp_path).resumed
+
+
+def test_resume_must_needs_a_run_and_makes_none(tmp_path: Path):
+    with pytest.raises(eventlog.RunNotFound, match="'run'"):
+        begin(tmp_path, resume="must")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_never_refuses_a_run_that_exists(tmp_path: Path):
+    begin(tmp_path).finish()
+
+    with pytest.raises(eventlog.RunExists, match="'run'"):
+        begin(tmp_path, resume="never")
+
+
+def test_resume_allow_begins_a_run_that_does_not_exist(tmp_path: Path):
+    run = begin(tmp_path, resume="allow")
+
+    assert (run.id, run.resumed, run.step) == ("run", False, 0)
+
+
+def test_the_time_of_all_earlier_pieces_counts(tmp_path: Path):
+    # Each record of a handmade log is 1 ms after the one before.
+    log = handmade_run(tmp_path)
+    for step in range(4):
+        log.log(step=step, commit=True, a=1)
+    log.die()
+    second = resumed(log.identity, tmp_path, step=4)
+    second.log(step=4, a=1)
+    second.die()
+
+    run = begin(tmp_path, resume="allow")
+
+    start = events(run, "main-0003")[0].data
+    assert start["runtime_s"] == pytest.approx(0.005)
+    assert start["step"] == 5
+
+
+@given(
+    calls=st.lists(
+        st.tuples(st.none() | st.integers(0, 6), st.none() | st.booleans()), min_size=1, max_size=8
+    )
+)
+def test_a_resumed_run_begins_after_the_last_row_that_wandb_has(calls):
+    current, shown = 0, []
+    earlier = Earlier()
+    for seq, (step, commit) in enumerate(calls):
+        before = current
+        stored, closes, current = step_rule(current, step, commit)
+        earlier.take(Record(seq, seq, "metrics", {}, stored, closes))
+        if stored >= before:
+            shown.append(stored)
+
+    assert earlier.end_piece().step == max(shown) + 1
+
+
+def test_a_run_that_lives_is_not_continued_but_written_beside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    script = """
+run = eventlog.init(project="demo", id="run", root=sys.argv[1], resume="allow", quiet=True)
+run.log({"from": "second"})
+print(run.dropped)
+"""
+    first = begin(tmp_path)
+    first.log({"from": "first"})
+
+    done = in_a_process(script, str(tmp_path))
+
+    assert f"is being written by process {os.getpid()}" in done.stderr
+    assert primaries(first.dir) == ["main-0001"]
+    (beside,) = (name for name in writers(first.dir) if name.startswith("second-"))
+    assert [r.data for r in events(first.dir, beside) if r.kind == "metrics"] == [{"from": "second"}]
+    assert [data for _, _, data in rows(first)] == [{"from": "first"}]
+
+
+def test_many_processes_that_begin_one_id_at_once_have_a_run_each(tmp_path: Path):
+    script = "import eventlog, sys; print(eventlog.init(project='demo', id='run', root=sys.argv[1], quiet=True).id)"
+
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path)], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(6)
+    ]
+    ids = sorted(process.communicate()[0].strip() for process in started)
+
+    assert ids == ["run", "run-2", "run-3", "run-4", "run-5", "run-6"]
+    for run_id in ids:
+        assert primaries(tmp_path / "demo" / run_id) == ["main-0001"]
+
+
+def test_of_many_processes_that_resume_one_run_at_once_one_writes_its_history(tmp_path: Path):
+    begin(tmp_path).finish()
+    script = """
+import eventlog, sys, time
+run = eventlog.init(project="demo", id="run", root=sys.argv[1], resume="allow", quiet=True)
+print(run._piece.writer, flush=True)
+sys.stdin.read()
+"""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path)],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for _ in range(5)
+    ]
+    names = [process.stdout.readline().strip() for process in started if process.stdout]
+    for process in started:
+        process.communicate()
+
+    assert sorted(name.partition("-")[0] for name in names) == [
+        "main",
+        "second",
+        "second",
+        "second",
+        "second",
+    ]
+
+
+def last_seen_elsewhere(root: Path, heartbeat_s: float) -> None:
+    """Leave a run whose last process died on another machine."""
+    log = handmade_run(root)
+    log.log(step=3, commit=True, a=1)
+    log.die()
+    text = {"host": "node17", "boot_id": "other", "pid": 1, "heartbeat": int(heartbeat_s * 1e6)}
+    (log.piece.dir / LOCK_FILE).write_bytes(orjson.dumps(text) + b"\n")
+
+
+def test_a_run_that_died_on_another_machine_is_continued(tmp_path: Path):
+    last_seen_elsewhere(tmp_path, time.time() - 10 * HEARTBEAT_S)
+
+    run = begin(tmp_path, resume="allow")
+
+    assert primaries(run.dir) == ["main-0001", "main-0002"]
+    assert run.step == 4
+
+
+def test_a_run_that_lives_on_another_machine_is_written_beside(tmp_path: Path):
+    last_seen_elsewhere(tmp_path, time.time())
+    lock = tmp_path / "demo" / "run" / "main-0001" / LOCK_FILE
+
+    def live() -> None:
+        time.sleep(0.3)
+        text = orjson.loads(lock.read_bytes())
+        lock.write_bytes(orjson.dumps({**text, "heartbeat": text["heartbeat"] + 1}))
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    run = begin(tmp_path, resume="allow")
+    thread.join()
+
+    assert primaries(run.dir) == ["main-0001"]
+
+
+def test_a_rank_above_0_writes_beside_rank_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rank_0 = begin(tmp_path)
+    script = """
+run = eventlog.init(project="demo", id="run", root=sys.argv[1], quiet=True)
+run.log({"rank": 3})
+"""
+
+    done = in_a_process(script, str(tmp_path), RANK="3", WORLD_SIZE="4")
+
+    assert done.returncode == 0, done.stderr
+    (beside,) = (name for name in writers(rank_0.dir) if name.startswith("rank3-"))
+    found = events(rank_0.dir, beside)
+    assert [record.kind for record in found] == ["start", "metrics", "exit"]
+    assert (found[0].data["rank"], found[0].data["world_size"]) == (3, 4)
+
+
+def test_a_rank_that_is_first_leaves_the_history_to_rank_0(tmp_path: Path):
+    script = "run = eventlog.init(project='demo', id='run', root=sys.argv[1], quiet=True)"
+    in_a_process(script, str(tmp_path), SLURM_PROCID="1")
+
+    run = begin(tmp_path)
+
+    assert run.id == "run"
+    assert primaries(run.dir) == ["main-0001"]
+    assert len(writers(run.dir)) == 2
+
+
+def test_a_rank_follows_rank_0_into_the_run_that_stands_in_for_a_taken_id(tmp_path: Path):
+    begin(tmp_path).finish()
+    script = "print(eventlog.init(project='demo', id='run', root=sys.argv[1], quiet=True).id)"
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", "import eventlog, sys\n" + script, str(tmp_path)],
+        cwd=PROJECT,
+        env={**os.environ, "RANK": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    rank_0 = begin(tmp_path)
+
+    assert rank_0.id == "run-2"
+    assert waiting.communicate()[0].strip() == "run-2"
+
+
+def test_ranks_without_an_id_say_how_to_be_in_one_run(tmp_path: Path):
+    done = in_a_process("eventlog.init(project='demo', root=sys.argv[1])", str(tmp_path), RANK="1")
+
+    assert "WANDB_RUN_ID" in done.stderr
+
+
+def test_a_forked_child_has_a_piece_of_its_own_and_leaves_its_parents_alone(tmp_path: Path):
+    # faults: 59
+    script = """
+run = eventlog.init(project="demo", id="run", root=sys.argv[1], quiet=True)
+run.log({"from": "parent", "n": 0})
+child = os.fork()
+if child == 0:
+    run.log({"from": "child", "n": 0})
+    run.log_trajectory(eventlog.Trajectory([]))
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+run.log({"from": "parent", "n": 1})
+"""
+    done = in_a_process(script, str(tmp_path))
+
+    run_dir = tmp_path / "demo" / "run"
+    assert done.returncode == 0, done.stderr
+    (child,) = (name for name in writers(run_dir) if name.startswith("fork-"))
+    assert [data for _, _, data in rows(run_dir)] == [{"from": "parent", "n": 0}, {"from": "parent", "n": 1}]
+    assert [(r.kind, r.data.get("from")) for r in events(run_dir, child)] == [
+        ("start", None),
+        ("metrics", "child"),
+        ("exit", None),
+    ]
+    assert len(list(read(run_dir, "trajectories", child))) == 1
+
+
+def test_a_forked_child_that_lives_on_does_not_make_its_dead_parent_look_alive(tmp_path: Path):
+    # faults: 59
+    script = """
+run = eventlog.init(project="demo", id="run", root=sys.argv[1], quiet=True)
+run.log({"n": 0})
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+    sys.stdin.read()
+    os._exit(0)
+os.kill(os.getpid(), 9)
+"""
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", "import eventlog, os, sys\n" + script, str(tmp_path)],
+        cwd=PROJECT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert trainer.stdout is not None
+    child = int(trainer.stdout.readline())
+    assert trainer.wait() == -signal.SIGKILL
+    os.kill(child, 0)
+
+    again = begin(tmp_path, resume="allow")
+
+    assert primaries(again.dir) == ["main-0001", "main-0002"]
+    assert again.step == 1
+    trainer.communicate()
+
+
+def test_a_child_that_does_not_log_leaves_no_trace(tmp_path: Path):
+    script = """
+run = eventlog.init(project="demo", id="run", root=sys.argv[1], quiet=True)
+if os.fork() == 0:
+    sys.exit(5)
+os.wait()
+"""
+    in_a_process(script, str(tmp_path))
+
+    run_dir = tmp_path / "demo" / "run"
+    assert writers(run_dir) == ["main-0001"]
+    assert [record.data for record in of_kind(run_dir, "exit")] == [{"exitcode": 0}]
+
+
+# ── the world fails ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_deleted_run_directory_never_fails_a_training_and_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    import shutil
+
+    run = begin(tmp_path)
+    run.log({"a": 1})
+    shutil.rmtree(tmp_path)
+    deadline_s = time.monotonic() + 30
+    while run.dropped == 0 and time.monotonic() < deadline_s:
+        run.log({"a": 2})
+        time.sleep(0.01)
+
+    run.finish()
+
+    assert run.dropped > 0
+    assert "was deleted" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said_once_and_counted_also_for_trajectories(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    # faults: 61, 66
+    import resource
+
+    run = begin(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, hard))
+    try:
+        for _ in range(3):
+            run.log({"large": "x" * 9000})
+            run.log_trajectory(eventlog.Trajectory([eventlog.Turn("user", "x" * 9000)]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    run.finish()
+
+    assert run.dropped == 6
+    gaps = [(record.data["dropped"], record.data["reason"]) for record in of_kind(run, "gap")]
+    assert sum(dropped for dropped, _ in gaps) == 6
+    assert any(reason.startswith("trajectories: ") for _, reason in gaps)
+    said = capsys.readouterr().err
+    assert said.count("Training goes on") == 1
+    assert "6 records of demo/run could not be written" not in said
+
+
+def test_flush_durable_says_that_all_is_on_the_disk(tmp_path: Path):
+    run = begin(tmp_path)
+    run.log({"a": 1})
+
+    assert run.flush(durable=True)
+    assert run.flush()
+
+
+def test_the_interval_makes_records_durable_without_a_call(tmp_path: Path):
+    run = begin(tmp_path)
+    run.log({"a": 1})
+    assert run._events is not None
+
+    deadline_s = time.monotonic() + 30
+    while run._events.is_dirty and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+
+    assert not run._events.is_dirty
+
+
+def test_nan_and_its_like_survive(tmp_path: Path):
+    run = begin(tmp_path)
+
+    run.log({"nan": math.nan, "inf": -math.inf, "big": 2**64, "bytes": b"\x00"})
+
+    (record,) = of_kind(run, "metrics")
+    assert math.isnan(record.data["nan"])
+    assert (record.data["inf"], record.data["big"]) == (-math.inf, 2**64)
+    assert record.lossy == (("bytes",),)
+
+
+def test_the_version_is_the_distributions():
+    text = (PROJECT / "pyproject.toml").read_text()
+
+    assert f'version = "{eventlog.__version__}"' in text
+
+
+def test_the_summary_shows_what_was_logged_last_and_may_delete_it(tmp_path: Path):
+    inner = {"x": 1}
+    with eventlog.init(project="demo", root=tmp_path) as run:
+        run.log({"loss": 2.0, "n": inner})
+        run.log({"loss": 1.0})
+        run.summary["n"]["x"] = 5
+        shown = (run.summary["loss"], run.summary["n"]["x"], inner["x"])
+        del run.summary["loss"]
+
+    assert shown == (1.0, 5, 1)
+    assert "loss" not in run.summary
