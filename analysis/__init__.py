@@ -1,0 +1,193 @@
+"""SQL over the logs, as they are on the disk: DuckDB in memory, nothing imported, nothing written.
+
+    con = analysis.connect("runs")
+    con.sql("SELECT run_id, state, last_step FROM runs").df()
+
+Invariants
+----------
+* The views have the same columns and types whatever was logged, also where nothing was.
+* What was committed before a query began is in its answer; what is not committed never is.
+* Which *files* there are is known from the last `refresh`: rows appended to them show at the next query, new runs, pieces
+  and segments after `refresh(con)` or in a new connection.  So does what no record says: that a run has crashed, and how
+  far its upload has come.
+
+The views are in `views.sql`, with what their columns mean.  Checksums are `eventlog verify`'s to judge: a query sees damage
+that breaks a line's JSON, and leaves that record out; a flipped digit it sees only with `verify=True`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable
+from importlib.resources import files as files_of
+from pathlib import Path
+
+import duckdb
+import orjson
+
+from analysis.catalog import Catalog, RunRow, committed_seqs, damaged_lines, look
+from eventlog.record import LINE_MAX_BYTES
+
+__all__ = ["connect", "refresh"]
+
+# A training node's other cores are for training; and each thread may buffer two lines of the longest kind.
+_THREADS_MAX = 8
+
+_TRAJECTORY = """STRUCT(id VARCHAR, "group" VARCHAR, reward DOUBLE, advantage DOUBLE,
+    turns STRUCT(role VARCHAR, content VARCHAR, tool_call_id VARCHAR, duration_s DOUBLE,
+        tool_calls STRUCT(id VARCHAR, name VARCHAR, arguments JSON, result VARCHAR, error VARCHAR, duration_s DOUBLE)[])[],
+    token_ids BIGINT[], metrics JSON, prompt_tokens BIGINT, completion_tokens BIGINT,
+    started_us BIGINT, duration_s DOUBLE, exception VARCHAR, info JSON)"""
+# The views that read files: name, stream, and the type that `data` is read as.
+_SOURCES = (
+    ("events", "events", "JSON"),
+    ("console", "console", "JSON"),
+    ("trajectories", "trajectories", _TRAJECTORY),
+    ("trajectories_as_json", "trajectories", "JSON"),
+)
+_LINE = (
+    "crc: 'VARCHAR', seq: 'BIGINT', time: 'BIGINT', kind: 'VARCHAR', step: 'BIGINT', commit: 'BOOLEAN', "
+    "as_text: 'VARCHAR[][]'"
+)
+# Every column that says where a record is from is computed from the file's name alone. DuckDB evaluates a filter on such
+# a column once per name and opens no other file: the curve of one run out of 10,000 reads that run.
+_SOURCE = r"""
+CREATE OR REPLACE VIEW internal.{view} AS
+SELECT run_dir, writer, number, number * 1000000000000 + seq AS place, seq, internal.moment(time) AS time, kind, step, commit,
+    as_text, data
+FROM (
+    SELECT * EXCLUDE (file, first, last), try_cast(regexp_extract(writer, '^main-(\d+)$', 1) AS INTEGER) AS number
+    FROM (
+        SELECT *, parse_path(filename, 'forward_slash')[-2] AS writer,
+            parse_path(filename, 'forward_slash')[-4] || '/' || parse_path(filename, 'forward_slash')[-3] AS run_dir
+        FROM {lines}
+    )
+    JOIN (SELECT file, first, last FROM internal.spans) ON file = filename
+    WHERE seq BETWEEN first AND last AND crc IS NOT NULL {undamaged}
+)
+"""
+
+
+def connect(root: Path | str | None = None, *, verify: bool = False) -> duckdb.DuckDBPyConnection:
+    """Return a connection with views over all runs below `root`: `$EVENTLOG_ROOT`, else `./runs`, if not given.
+
+    `verify` reads every byte once, here and at each `refresh`, and leaves out every record that is not what its writer wrote.
+    """
+    root = Path(root or os.environ.get("EVENTLOG_ROOT") or "runs").absolute()
+    con = duckdb.connect()
+    con.execute(f"SET threads = {min(_THREADS_MAX, os.cpu_count() or 1)}")
+    con.create_function("committed_seqs", committed_seqs, ["VARCHAR[]"], "BIGINT[]", side_effects=True)
+    _run_script(con, "tables.sql")
+    con.execute("INSERT INTO internal.root VALUES (?, ?)", [str(root), verify])
+    # Defined over nothing first: DuckDB looks for every file each time that a view over it is defined.
+    _define_sources(con, Catalog(), is_damaged=False)
+    _run_script(con, "views.sql")
+    _load(con, look(root), verify)
+    return con
+
+
+def refresh(con: duckdb.DuckDBPyConnection) -> None:
+    """Look below the root again; `con` may be a cursor of the connection."""
+    found = con.execute("SELECT path, verify FROM internal.root").fetchone()
+    assert found is not None
+    root, verify = found
+    con.begin()
+    try:
+        _load(con, look(Path(root)), verify)
+    except BaseException:
+        con.rollback()
+        raise
+    con.commit()
+
+
+def _load(con: duckdb.DuckDBPyConnection, catalog: Catalog, verify: bool) -> None:
+    for notice in catalog.notices:
+        warnings.warn(notice, stacklevel=3)
+    damaged: list[dict[str, str]] = []
+    if verify:
+        damaged = [{"file": s.file, "crc": crc} for s in catalog.segments for crc in damaged_lines(s.file)]
+    for table, rows in (
+        ("runs", catalog.runs),
+        ("pieces", catalog.pieces),
+        ("segments", catalog.segments),
+        ("cursors", catalog.cursors),
+        ("damaged", damaged),
+    ):
+        _fill(con, table, rows)
+    _define_sources(con, catalog, is_damaged=bool(damaged))
+
+
+def _define_sources(con: duckdb.DuckDBPyConnection, catalog: Catalog, is_damaged: bool) -> None:
+    """Define what depends on which files there are; the views stand on it."""
+    for part, name in enumerate(("project", "run_id")):
+        con.execute(
+            f"CREATE OR REPLACE MACRO internal.{name}_of(run_dir) AS {_raw_name(name, part, catalog.runs)}"
+        )
+    for view, stream, data_type in _SOURCES:
+        con.execute(
+            _SOURCE.format(
+                view=view,
+                lines=_lines(catalog.files(stream), data_type),
+                undamaged="AND (filename, crc) NOT IN (SELECT (file, crc) FROM internal.damaged)"
+                if is_damaged
+                else "",
+            )
+        )
+
+
+def _fill(con: duckdb.DuckDBPyConnection, table: str, rows: Iterable[object]) -> None:
+    """Replace what is in the table by `rows`: dataclasses or dicts with the table's columns."""
+    columns = con.execute(
+        "SELECT column_name, data_type FROM duckdb_columns() WHERE schema_name = 'internal' AND table_name = ?",
+        [table],
+    ).fetchall()
+    con.execute(f"DELETE FROM internal.{table}")
+    con.execute(
+        f"INSERT INTO internal.{table} BY NAME SELECT unnest(from_json(?, ?), recursive := true)",
+        [orjson.dumps(list(rows)).decode(), orjson.dumps([dict(columns)]).decode()],
+    )
+
+
+def _lines(files: list[str], data_type: str) -> str:
+    """Return the SQL for the lines of these files: one row each, NULL where a line is not a record."""
+    # Never detected, and no row is worth an error: one strange value must not cost the others their query.
+    columns = f"{{{_LINE}, data: {_text(data_type)}}}"
+    if not files:
+        # DuckDB refuses to read no file at all.
+        typed = ", ".join(
+            f"NULL::{name_and_type}" for name_and_type in ("VARCHAR AS filename", *_types(data_type))
+        )
+        return f"(SELECT {typed} WHERE false)"
+    listed = ", ".join(_text(file) for file in files)
+    return (
+        f"read_json([{listed}], columns = {columns}, format = 'newline_delimited', compression = 'none', "
+        f"ignore_errors = true, hive_partitioning = false, filename = true, maximum_object_size = {LINE_MAX_BYTES})"
+    )
+
+
+def _types(data_type: str) -> list[str]:
+    pairs = (pair.split(": ") for pair in _LINE.split(", "))
+    return [f"{kind[1:-1]} AS {name}" for name, kind in pairs] + [f"{data_type} AS data"]
+
+
+def _raw_name(attribute: str, part: int, runs: list[RunRow]) -> str:
+    """Return the SQL for a run's raw name: its directory's, but where `run.json` says otherwise."""
+    odd = {
+        run.run_dir: getattr(run, attribute)
+        for run in runs
+        if run.run_dir.split("/")[part] != getattr(run, attribute)
+    }
+    plain = f"split_part(run_dir, '/', {part + 1})"
+    if not odd:
+        return plain
+    entries = ", ".join(f"{_text(run_dir)}: {_text(name)}" for run_dir, name in odd.items())
+    return f"coalesce(MAP {{{entries}}}[run_dir], {plain})"
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _run_script(con: duckdb.DuckDBPyConnection, name: str) -> None:
+    con.execute(files_of("analysis").joinpath(name).read_text(encoding="utf-8"))

@@ -1,0 +1,299 @@
+"""Which files hold what: the runs below a root, their pieces, and which records of each segment count.
+
+    root ──look──▶ Catalog(runs, pieces, segments, cursors, notices)
+
+Invariants
+----------
+* A record counts if its line is committed, and in one segment only: the first that holds its seq.  So torn tails, also
+  those that happen to be whole JSON, and records that were written twice are out, whatever file comes after them.
+* Whether a piece is closed is asked before its end is read: what is said to be the end stays the end.
+* Anything that FORMAT.md does not name is left alone; nothing is ever written.
+
+Only names, headers and the ends of segments are read here.  What is between them is DuckDB's to read, so a damaged line in
+the middle is not seen here, unless `damaged_lines` is asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from eventlog.cursor import cursors
+from eventlog.errors import NotARun
+from eventlog.piece import RunIdentity, closed, lock_text, this_boot_id, this_host
+from eventlog.reader import find_runs
+from eventlog.record import LINE_MAX_BYTES, BadLine, unframe
+from eventlog.segment import STREAMS, Header, Segment, UnknownFormat, is_writer_name, primary_number
+
+# Nearly every last line is within this many bytes of the end; a longer one costs further reads.
+_TAIL_BYTES = 8 * 1024
+# A header has some 250 bytes.
+_HEADER_BYTES = 4 * 1024
+_READ_BYTES = 4 * 1024 * 1024
+NO_RECORD = -1
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One run.  `run_dir` is `<project directory>/<run directory>`, the key of all that follows."""
+
+    run_dir: str
+    path: str
+    project: str
+    run_id: str
+    entity: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PieceRow:
+    """One writer of a run.  `number` is that of a primary piece."""
+
+    run_dir: str
+    writer: str
+    number: int | None
+    is_closed: bool
+    heartbeat_us: int | None
+    """When another machine's writer was last heard; null if this machine can ask the lock."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRow:
+    """One segment; of its records those count whose seq is from `first` to `last`."""
+
+    file: str
+    run_dir: str
+    writer: str
+    stream: str
+    first: int
+    last: int | None
+    """Null while the file may grow: then it is looked up for each query."""
+
+
+@dataclass(frozen=True, slots=True)
+class CursorRow:
+    """How far one destination has come.  `next_number` is the primary piece that `next_seq` belongs to."""
+
+    run_dir: str
+    sink: str
+    base_url: str
+    sink_entity: str | None
+    sink_project: str
+    sink_run_id: str
+    state: str
+    error: str | None
+    url: str | None
+    finished: bool
+    next_number: int | None
+    next_seq: int | None
+    not_shown: dict[str, int]
+    time_us: int
+
+
+@dataclass(slots=True)
+class Catalog:
+    """What is below a root at one moment."""
+
+    runs: list[RunRow] = field(default_factory=list)
+    pieces: list[PieceRow] = field(default_factory=list)
+    segments: list[SegmentRow] = field(default_factory=list)
+    cursors: list[CursorRow] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    """What was passed over, and why, in words."""
+
+    def files(self, stream: str) -> list[str]:
+        return [segment.file for segment in self.segments if segment.stream == stream]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The last committed record of a segment."""
+
+    seq: int = NO_RECORD
+    kind: str | None = None
+
+
+def look(root: Path) -> Catalog:
+    """Return what is below `root`; a root that is not there has nothing."""
+    root = root.absolute()
+    catalog = Catalog()
+    for path in find_runs(root):
+        try:
+            identity = RunIdentity.load(path)
+            str(path).encode()
+        except NotARun as error:
+            catalog.notices.append(str(error))
+            continue
+        except UnicodeEncodeError:
+            catalog.notices.append(f"{str(path)!r} is left out: its path is not UTF-8. Rename the directory.")
+            continue
+        run_dir = f"{path.parent.name}/{path.name}"
+        catalog.runs.append(RunRow(run_dir, str(path), identity.project, identity.run_id, identity.entity))
+        _look_at_pieces(catalog, run_dir, path)
+        catalog.cursors.extend(_cursor_rows(run_dir, path))
+    return catalog
+
+
+def committed_seqs(files: Iterable[str]) -> list[int]:
+    """Return the last committed seq of each file, -1 where there is none (or no such file any more)."""
+    return [end_of_segment(file).seq for file in files]
+
+
+def end_of_segment(file: str) -> End:
+    """Return the last committed record of a segment, from its last bytes."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return End()
+    try:
+        return _end(fd)
+    finally:
+        os.close(fd)
+
+
+def counted(ends: list[tuple[str, int]], is_closed: bool) -> list[tuple[str, int, int | None]]:
+    """Return (file, first, last) for a stream's segments, in their order, from (file, last committed seq).
+
+    The second segment repeats two records that an fsync had failed to vouch for; the third may still grow:
+
+    >>> counted([("a", 120), ("b", 122), ("c", 130)], is_closed=False)
+    [('a', 0, 120), ('b', 121, 122), ('c', 123, None)]
+    """
+    rows: list[tuple[str, int, int | None]] = []
+    first = 0
+    for at, (file, last) in enumerate(ends):
+        may_grow = at == len(ends) - 1 and not is_closed
+        rows.append((file, first, None if may_grow else last))
+        first = max(first, last + 1)
+    return rows
+
+
+def damaged_lines(file: str) -> Iterator[str]:
+    """Yield the checksum that stands in each committed line of the segment that is not what its writer wrote.
+
+    This reads the whole file.  A line that has no such place needs no mention: no query sees it.
+    """
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return
+    with open(fd, "rb", buffering=_READ_BYTES) as lines:
+        while line := lines.readline(LINE_MAX_BYTES):
+            # Without a newline it is still being written, or never will be: `counted` and `committed_seqs` leave it out.
+            if line.endswith(b"\n"):
+                try:
+                    unframe(line[:-1])
+                except BadLine:
+                    yield line[8:16].decode("latin-1")
+
+
+def _look_at_pieces(catalog: Catalog, run_dir: str, path: Path) -> None:
+    names = [name for name in _directories(path) if is_writer_name(name)]
+    for name in names:
+        is_closed = closed(path, name)
+        files = _files(path / name)
+        for stream in STREAMS:
+            ends: list[tuple[str, int]] = []
+            last_kind = None
+            for segment in sorted(s for s in files if s.stream == stream):
+                file = str(path / name / segment.name)
+                try:
+                    end = _end_of_known_format(file)
+                except UnknownFormat as error:
+                    catalog.notices.append(f"{file!r} is left out: {error}")
+                    continue
+                ends.append((file, end.seq))
+                last_kind = end.kind or last_kind
+            # Events come first in STREAMS: nothing is written to any stream after an `exit`.
+            is_closed = is_closed or last_kind == "exit"
+            catalog.segments += [
+                SegmentRow(file, run_dir, name, stream, first, last)
+                for file, first, last in counted(ends, is_closed)
+            ]
+        heard_us = None if is_closed else _heard_us(path / name)
+        catalog.pieces.append(PieceRow(run_dir, name, primary_number(name), is_closed, heard_us))
+
+
+def _end_of_known_format(file: str) -> End:
+    """Return the segment's end, or raise `UnknownFormat`."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return End()
+    try:
+        try:
+            Header.decode(os.pread(fd, _HEADER_BYTES, 0).partition(b"\n")[0])
+        except UnknownFormat:
+            raise
+        except BadLine:
+            # Its records are read all the same: each proves itself.
+            pass
+        return _end(fd)
+    finally:
+        os.close(fd)
+
+
+def _end(fd: int) -> End:
+    size = os.fstat(fd).st_size
+    want = _TAIL_BYTES
+    while True:
+        begin = max(0, size - want)
+        # What follows the last newline was never committed.
+        lines = os.pread(fd, size - begin, begin).split(b"\n")[:-1]
+        # The first may be the end of a longer line: only a read from the start of the file has it whole.
+        for line in reversed(lines if begin == 0 else lines[1:]):
+            with suppress(BadLine):
+                content = unframe(line)
+                if "seq" in content:
+                    return End(content["seq"], content.get("kind"))
+        if begin == 0 or want > 2 * LINE_MAX_BYTES:
+            return End()
+        want *= 8
+
+
+def _heard_us(piece_dir: Path) -> int | None:
+    text = lock_text(piece_dir)
+    if text.get("host") == this_host() or text.get("boot_id") == this_boot_id():
+        return None
+    heard = text.get("heartbeat", 0)
+    return heard if isinstance(heard, int) else 0
+
+
+def _cursor_rows(run_dir: str, path: Path) -> Iterator[CursorRow]:
+    for cursor in cursors(path):
+        at = cursor.next or {}
+        yield CursorRow(
+            run_dir=run_dir,
+            sink=cursor.sink.name,
+            base_url=cursor.sink.base_url,
+            sink_entity=cursor.sink.entity,
+            sink_project=cursor.sink.project,
+            sink_run_id=cursor.sink.run_id,
+            state=cursor.state,
+            error=cursor.error,
+            url=(cursor.attach or {}).get("url"),
+            finished=cursor.finished,
+            next_number=primary_number(at["writer"]) if at else None,
+            next_seq=at["seq"] if at else None,
+            not_shown=cursor.not_shown,
+            time_us=cursor.time,
+        )
+
+
+def _directories(parent: Path) -> list[str]:
+    try:
+        with os.scandir(parent) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+
+
+def _files(piece_dir: Path) -> list[Segment]:
+    try:
+        with os.scandir(piece_dir) as entries:
+            names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+    except OSError:
+        return []
+    return [segment for name in names if (segment := Segment.parse(name)) is not None]

@@ -1,0 +1,91 @@
+-- What `refresh` found below the root, as catalog.py says it. The views read these; nobody else needs to.
+CREATE SCHEMA internal;
+
+CREATE TABLE internal.root (path VARCHAR, verify BOOLEAN);
+
+CREATE TABLE internal.runs (run_dir VARCHAR, path VARCHAR, project VARCHAR, run_id VARCHAR, entity VARCHAR);
+
+CREATE TABLE internal.pieces (
+    run_dir VARCHAR, writer VARCHAR, number INTEGER, is_closed BOOLEAN, heartbeat_us BIGINT
+);
+
+-- The records of `file` that count are those from `first` to `last`; null: it may grow, so ask at the query.
+CREATE TABLE internal.segments (
+    file VARCHAR, run_dir VARCHAR, writer VARCHAR, stream VARCHAR, first BIGINT, last BIGINT
+);
+
+CREATE TABLE internal.cursors (
+    run_dir VARCHAR, sink VARCHAR, base_url VARCHAR, sink_entity VARCHAR, sink_project VARCHAR, sink_run_id VARCHAR,
+    state VARCHAR, error VARCHAR, url VARCHAR, finished BOOLEAN, next_number INTEGER, next_seq BIGINT,
+    not_shown JSON, time_us BIGINT
+);
+
+-- Lines that fail their checksum, known only where `verify` was asked for.
+CREATE TABLE internal.damaged (file VARCHAR, crc VARCHAR);
+
+CREATE VIEW internal.spans AS
+SELECT file, run_dir, writer, stream, first, last FROM internal.segments WHERE last IS NOT NULL
+UNION ALL
+SELECT unnest(files), unnest(run_dirs), unnest(writers), unnest(streams), unnest(firsts), unnest(committed_seqs(files))
+FROM (
+    SELECT list(file ORDER BY file) AS files, list(run_dir ORDER BY file) AS run_dirs,
+        list(writer ORDER BY file) AS writers, list(stream ORDER BY file) AS streams, list(first ORDER BY file) AS firsts
+    FROM internal.segments WHERE last IS NULL
+)
+WHERE files IS NOT NULL;
+
+-- How many records each writer has committed to each stream.
+CREATE VIEW internal.ends AS
+SELECT run_dir, writer, stream, max(last) + 1 AS records FROM internal.spans GROUP BY ALL;
+
+-- The rank of a writer, as far as its name says it.
+CREATE MACRO internal.rank_of(writer) AS
+    CASE WHEN starts_with(writer, 'main-') THEN 0
+    ELSE TRY_CAST(regexp_extract(writer, '^rank(\d+)-', 1) AS INTEGER) END;
+
+-- Microseconds since the epoch; what cannot be a moment (damage) is NULL rather than an error.
+CREATE MACRO internal.moment(us) AS
+    make_timestamp(CASE WHEN us BETWEEN 0 AND 253402300799999999 THEN us END) AT TIME ZONE 'UTC';
+
+-- The keys and values of a JSON object, none for anything else. A null value is NULL.
+CREATE MACRO internal.items(object) AS map_entries(TRY_CAST(object AS MAP(VARCHAR, JSON)));
+
+-- The same with every object among the values replaced by its own items. The keys on the way to a value are joined by
+-- chr(31), which no key that a person types contains: a dot would mix up {"a.b": 1} and {"a": {"b": 1}}.
+CREATE MACRO internal.one_level_down(leaves) AS flatten(list_transform(leaves, lambda leaf:
+    CASE WHEN starts_with(leaf.value::VARCHAR, '{')
+    THEN list_transform(internal.items(leaf.value), lambda inner_leaf:
+        {key: leaf.key || chr(31) || inner_leaf.key, value: inner_leaf.value})
+    ELSE [leaf] END));
+
+-- All the way down. An object is as deep as it has braces at most, and most have none but the outer.
+CREATE MACRO internal.leaves(object) AS
+    CASE WHEN contains(substr(object::VARCHAR, 2), '{')
+    THEN list_reduce(
+        range(least(200, len(object::VARCHAR) - len(replace(object::VARCHAR, '{', '')) - 1)),
+        lambda leaves, level: internal.one_level_down(leaves),
+        internal.items(object))
+    ELSE internal.items(object) END;
+
+-- What FORMAT.md's `as_text` says of a value: 'float', 'int', 'lossy' or NULL.
+CREATE MACRO internal.mark(as_text, path) AS
+    CASE WHEN as_text IS NOT NULL
+    THEN list_filter(as_text, lambda mark: array_to_string(mark[2:], chr(31)) = path)[1][1] END;
+
+-- A JSON value as a number: what is one, also if it is stored as text, and 1 or 0 for true or false.
+CREATE MACRO internal.number_of(value, mark) AS coalesce(
+    TRY_CAST(value::VARCHAR AS DOUBLE),
+    CASE value::VARCHAR WHEN 'true' THEN 1.0 WHEN 'false' THEN 0.0
+    ELSE CASE WHEN mark IN ('float', 'int') THEN TRY_CAST(value ->> '$' AS DOUBLE) END END);
+
+CREATE MACRO internal.is_whole(value) AS NOT contains(value::VARCHAR, '.') AND NOT contains(value::VARCHAR, 'e');
+
+CREATE MACRO internal.int_of(value) AS
+    CASE WHEN internal.is_whole(value) THEN TRY_CAST(value::VARCHAR AS BIGINT) END;
+
+-- A JSON value as text: strings, true and false, lists (as JSON), and integers that fit no BIGINT.
+CREATE MACRO internal.text_of(value, mark) AS
+    CASE left(value::VARCHAR, 1)
+    WHEN '"' THEN CASE WHEN mark = 'float' THEN NULL ELSE value ->> '$' END
+    WHEN '[' THEN value::VARCHAR WHEN '{' THEN value::VARCHAR WHEN 't' THEN value::VARCHAR WHEN 'f' THEN value::VARCHAR
+    ELSE CASE WHEN internal.is_whole(value) AND TRY_CAST(value::VARCHAR AS BIGINT) IS NULL THEN value::VARCHAR END END;

@@ -1,0 +1,260 @@
+-- The views. Every one has the columns
+--     project, run_id   as they were given to `init`, whatever the directories are called
+-- and, where it shows records,
+--     writer            main-0001, main-0002, … are the pieces of the run's history; rank3-…, fork-…, second-… wrote beside it
+--     rank              0 for a main piece, R for a rankR writer, NULL for the others
+--     seq               the record's place in its writer's stream
+--     time              TIMESTAMP WITH TIME ZONE: shown, and understood in a query, in the session's time zone
+-- `WHERE writer LIKE 'main-%' ORDER BY writer, seq` is the run's history, in order.
+-- A filter on project, run_id, writer or rank decides which files are opened at all.
+
+
+-- Every record of every stream, its data as JSON. `as_text` says what in it is stored as text (FORMAT.md, "Values").
+CREATE VIEW records AS
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
+    internal.rank_of(writer) AS rank, 'events' AS stream, seq, time, kind, step, commit, as_text, data FROM internal.events
+UNION ALL
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
+    internal.rank_of(writer) AS rank, 'trajectories', seq, time, kind, step, commit, as_text, data
+FROM internal.trajectories_as_json
+UNION ALL
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
+    internal.rank_of(writer) AS rank, 'console', seq, time, kind, step, commit, as_text, data FROM internal.console;
+
+
+-- Every logged value, one row each; also those that W&B's step rule leaves out.
+--     key     as logged; of a nested dict `outer.inner`. An empty dict is nothing, as it is to W&B
+--     value   the number, NaN and the infinities included; 1 or 0 for a bool; NULL for anything else
+--     int     the same without rounding, where an integer was logged that fits
+--     text    a string; `true` or `false`; a list as JSON; an integer beyond BIGINT in full
+CREATE VIEW internal.leaf AS
+SELECT * EXCLUDE (item), item.key AS path, item.value AS json, internal.mark(as_text, item.key) AS mark
+FROM (SELECT * EXCLUDE (data), unnest(internal.leaves(data)) AS item FROM internal.events WHERE kind = 'metrics');
+
+CREATE VIEW metrics AS
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
+    internal.rank_of(writer) AS rank, seq, step, time, replace(path, chr(31), '.') AS key,
+    internal.number_of(json, mark) AS value, internal.int_of(json) AS int, internal.text_of(json, mark) AS text
+FROM internal.leaf;
+
+-- curve('run id', 'train/loss'): one metric of a run's history, in order. Opens that run's files only.
+CREATE MACRO curve(run, metric) AS TABLE
+SELECT internal.project_of(run_dir) AS project, step, time, internal.number_of(json, mark) AS value, internal.int_of(json) AS int,
+    internal.text_of(json, mark) AS text
+FROM internal.leaf
+WHERE internal.run_id_of(run_dir) = run AND replace(path, chr(31), '.') = metric AND number IS NOT NULL
+ORDER BY run_dir, place;
+
+
+-- What the run was started with: what each piece began with, laid over what was before, and what was set since.
+--     value   JSON; what JSON has no word for is text in it
+CREATE VIEW internal.config AS
+SELECT run_dir, item.key AS key, arg_max({json: item.value}, place).json AS value
+FROM (
+    SELECT run_dir, place,
+        unnest(internal.items(CASE kind WHEN 'start' THEN data -> 'config' ELSE data END)) AS item
+    FROM internal.events
+    WHERE number IS NOT NULL AND kind IN ('start', 'config')
+)
+GROUP BY run_dir, item.key;
+
+CREATE VIEW config AS
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, key, value FROM internal.config;
+
+
+-- Records that W&B's step rule leaves out: their step was over when they were logged.
+CREATE VIEW internal.repeated AS
+SELECT run_dir, place, true AS is_repeated
+FROM (
+    SELECT run_dir, place, kind, step, max(next_step) OVER (
+        PARTITION BY run_dir ORDER BY place ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+    ) AS current_step
+    FROM (
+        SELECT *, CASE kind WHEN 'start' THEN TRY_CAST(data ->> 'step' AS BIGINT)
+            ELSE step + coalesce(commit, false)::INTEGER END AS next_step
+        FROM internal.events
+        WHERE number IS NOT NULL AND kind IN ('start', 'metrics')
+    )
+)
+WHERE kind = 'metrics' AND step < current_step;
+
+-- Everything that ever was the last word on a key. `said_at` orders it: within a record, deleting comes after setting.
+CREATE VIEW internal.said AS
+SELECT run_dir, 2 * place AS said_at, item.key AS path, item.value AS json, internal.mark(as_text, item.key) AS mark,
+    false AS is_deleted, step, time
+FROM (
+    SELECT * EXCLUDE (data), unnest(internal.leaves(data)) AS item
+    FROM internal.events LEFT JOIN internal.repeated USING (run_dir, place)
+    WHERE number IS NOT NULL AND kind = 'metrics' AND is_repeated IS NULL
+)
+UNION ALL
+SELECT run_dir, 2 * place, path, json, internal.mark(as_text, 'set' || chr(31) || nth || chr(31) || '1'),
+    false, NULL, time
+FROM (
+    SELECT *, array_to_string(TRY_CAST(item -> 0 AS VARCHAR[]), chr(31)) AS path, nullif(item -> 1, 'null') AS json
+    FROM (
+        SELECT *, unnest(TRY_CAST(data -> 'set' AS JSON[])) AS item,
+            generate_subscripts(TRY_CAST(data -> 'set' AS JSON[]), 1) - 1 AS nth
+        FROM internal.events WHERE number IS NOT NULL AND kind = 'summary'
+    )
+)
+UNION ALL
+SELECT run_dir, 2 * place + 1, array_to_string(path, chr(31)), NULL, NULL, true, NULL, time
+FROM (
+    SELECT *, unnest(TRY_CAST(data -> 'delete' AS VARCHAR[][])) AS path
+    FROM internal.events WHERE number IS NOT NULL AND kind = 'summary'
+);
+
+-- The last value of each key of the run's history, as W&B's summary has it: repeated steps do not count, what was set on or
+-- deleted from `run.summary` does, a null is no value, and a value where a dict was (or the reverse) takes its place.
+-- A value set on `run.summary` counts when it was set, also while the row of that step is open. What `define_metric(summary=…)`
+-- asks for (min, max, mean, …) is not applied: ask `metrics` for it.
+--     step    of the row that it is from; NULL if it was set on `run.summary`
+CREATE VIEW internal.summary AS
+SELECT run_dir, replace(path, chr(31), '.') AS key, last.json AS json, last.mark AS mark,
+    last.step AS step, last.time AS time
+FROM (
+    SELECT *,
+        max(CASE WHEN node = path THEN said_at END) OVER same_node AS said_here,
+        max(CASE WHEN node <> path AND NOT last.is_deleted THEN said_at END) OVER same_node AS said_below
+    FROM (
+        -- Every path once for itself, and once for each path above it.
+        SELECT *, unnest(list_transform(range(1, len(string_split(path, chr(31))) + 1),
+            lambda n: array_to_string(string_split(path, chr(31))[1:n], chr(31)))) AS node
+        FROM (
+            SELECT run_dir, path, max(said_at) AS said_at,
+                arg_max({json: json, mark: mark, is_deleted: is_deleted, step: step, time: time}, said_at) AS last
+            FROM internal.said
+            GROUP BY run_dir, path
+        )
+    )
+    WINDOW same_node AS (PARTITION BY run_dir, node)
+)
+WHERE NOT last.is_deleted AND last.json IS NOT NULL
+GROUP BY run_dir, path, said_at, last
+HAVING NOT coalesce(bool_or(CASE WHEN node = path THEN said_below > said_at ELSE said_here > said_at END), false);
+
+CREATE VIEW summary AS
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, key,
+    internal.number_of(json, mark) AS value, internal.int_of(json) AS int,
+    internal.text_of(json, mark) AS text, step, time
+FROM internal.summary;
+
+
+-- Episodes.
+--     n_tokens   of the whole episode; the tokens themselves are in `records`
+--     started    NULL if the trainer did not say
+CREATE VIEW trajectories AS
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
+    internal.rank_of(writer) AS rank, seq, step, time, data.id AS id, data."group" AS "group", data.reward AS reward,
+    data.advantage AS advantage, len(data.turns) AS n_turns, len(data.token_ids) AS n_tokens,
+    data.prompt_tokens AS prompt_tokens, data.completion_tokens AS completion_tokens,
+    internal.moment(data.started_us) AS started, data.duration_s AS duration_s, data.exception AS exception,
+    data.metrics AS metrics, data.info AS info
+FROM internal.trajectories
+WHERE kind = 'trajectory';
+
+-- Their turns, one row each; `seq` is the trajectory's, `turn` counts from 0.
+CREATE VIEW internal.turns AS
+SELECT run_dir, writer, seq, data.id AS trajectory_id, step, time, unnest(data.turns) AS message,
+    generate_subscripts(data.turns, 1) - 1 AS turn
+FROM internal.trajectories
+WHERE kind = 'trajectory';
+
+CREATE VIEW messages AS
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
+    internal.rank_of(writer) AS rank, seq, trajectory_id, step, time, turn, message.role AS role, message.content AS content,
+    to_json(message.tool_calls) AS tool_calls, message.tool_call_id AS tool_call_id, message.duration_s AS duration_s
+FROM internal.turns;
+
+-- The tool calls of their turns, one row each; `call` counts from 0 in its turn.
+CREATE VIEW tool_calls AS
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
+    internal.rank_of(writer) AS rank, seq, trajectory_id, step, time, turn, call, made.id AS id, made.name AS name,
+    made.arguments AS arguments, made.result AS result, made.error AS error, made.duration_s AS duration_s
+FROM (
+    SELECT *, unnest(message.tool_calls) AS made, generate_subscripts(message.tool_calls, 1) - 1 AS call FROM internal.turns
+);
+
+
+-- How far each destination has come, as its cursor says; one row per run and sink.
+--     records, acked, backlog   events of the run's history: committed, acknowledged, the difference
+--     not_shown                 records that are not on the server and stay here, by reason
+CREATE VIEW internal.progress AS
+SELECT sink, c.run_dir, coalesce(sum(e.records), 0)::BIGINT AS records,
+    coalesce(sum(CASE WHEN p.number < next_number THEN e.records
+        WHEN p.number = next_number THEN least(next_seq, e.records) ELSE 0 END), 0)::BIGINT AS acked
+FROM internal.cursors c
+LEFT JOIN internal.pieces p ON p.run_dir = c.run_dir AND p.number IS NOT NULL
+LEFT JOIN internal.ends e ON e.run_dir = p.run_dir AND e.writer = p.writer AND e.stream = 'events'
+GROUP BY sink, c.run_dir;
+
+CREATE VIEW sync_state AS
+SELECT internal.project_of(r.run_dir) AS project, internal.run_id_of(r.run_dir) AS run_id, c.base_url, coalesce(c.sink_entity, r.entity) AS entity, c.sink_project, c.sink_run_id, c.state,
+    n.records, n.acked, n.records - n.acked AS backlog, c.error, c.url, c.finished, c.not_shown,
+    internal.moment(c.time_us) AS time
+FROM internal.runs r
+JOIN internal.cursors c USING (run_dir)
+JOIN internal.progress n USING (run_dir, sink);
+
+
+-- One row per run.
+--     state             live | finished | failed (exit code not 0) | crashed (its writer is gone without a word) | stale
+--                       (another machine's writer, not heard for 10 minutes: it may come back)
+--     started           when its first piece began; `last_time` is that of its newest record
+--     duration_s        how long its pieces ran, without the time between them
+--     steps             with metrics, counted for each piece; `last_step` is the highest
+--     records           events of its history; `trajectories`: those of all its writers
+--     acked, backlog    of its slowest destination; NULL if it has none yet
+--     config, summary   JSON objects, by key; what JSON has no word for is text in them
+CREATE VIEW runs AS
+WITH by_piece AS (
+    SELECT run_dir, number, any_value(CASE WHEN kind = 'start' THEN data END) AS start,
+        arg_max(kind, place) AS last_kind,
+        any_value(CASE WHEN kind = 'exit' THEN TRY_CAST(data ->> 'exitcode' AS INTEGER) END) AS exitcode,
+        min(time) AS started, max(time) AS last_time,
+        count(DISTINCT CASE WHEN kind = 'metrics' THEN step END) AS steps,
+        max(CASE WHEN kind = 'metrics' THEN step END) AS last_step
+    FROM internal.events WHERE number IS NOT NULL
+    GROUP BY run_dir, number
+), facts AS (
+    -- arg_max passes over NULLs: what a resumed piece leaves out stays.
+    SELECT run_dir, arg_max(start ->> 'name', number) AS name, arg_max(start ->> 'notes', number) AS notes,
+        arg_max(TRY_CAST(start -> 'tags' AS VARCHAR[]), number) AS tags, arg_max(start ->> 'group', number) AS "group",
+        arg_max(start ->> 'job_type', number) AS job_type, arg_max(start ->> 'host', number) AS host,
+        arg_max({kind: last_kind, exitcode: exitcode}, number) AS last, min(started) AS started,
+        max(last_time) AS last_time, sum(epoch(last_time) - epoch(started)) AS duration_s, sum(steps)::BIGINT AS steps,
+        max(last_step) AS last_step
+    FROM by_piece GROUP BY run_dir
+), pieces AS (
+    SELECT run_dir, count(number) AS pieces, arg_max(is_closed, number) AS is_closed,
+        arg_max(internal.moment(heartbeat_us), number) AS heard
+    FROM internal.pieces GROUP BY run_dir
+), counts AS (
+    SELECT run_dir, sum(CASE WHEN stream = 'events' AND writer LIKE 'main-%' THEN records END)::BIGINT AS records,
+        sum(CASE WHEN stream = 'trajectories' THEN records END)::BIGINT AS trajectories
+    FROM internal.ends GROUP BY run_dir
+), configs AS (
+    SELECT run_dir, json_group_object(key, value) AS config
+    FROM internal.config GROUP BY run_dir
+), summaries AS (
+    SELECT run_dir, json_group_object(key, json) AS summary
+    FROM internal.summary GROUP BY run_dir
+), syncs AS (
+    SELECT run_dir, min(acked) AS acked, max(records - acked) AS backlog FROM internal.progress GROUP BY run_dir
+)
+SELECT internal.project_of(r.run_dir) AS project, internal.run_id_of(r.run_dir) AS run_id, f.name,
+    CASE WHEN f.last.kind = 'exit' THEN CASE WHEN coalesce(f.last.exitcode, 0) = 0 THEN 'finished' ELSE 'failed' END
+        WHEN p.is_closed THEN 'crashed'
+        WHEN p.heard IS NOT NULL AND greatest(p.heard, f.last_time) < now() - INTERVAL 10 MINUTE THEN 'stale'
+        ELSE 'live' END AS state,
+    f.tags, f."group", f.job_type, f.notes, f.started, f.last_time, f.duration_s, coalesce(f.steps, 0) AS steps, f.last_step,
+    coalesce(c.records, 0) AS records, coalesce(c.trajectories, 0) AS trajectories, coalesce(p.pieces, 0) AS pieces, s.acked,
+    s.backlog, coalesce(k.config, '{}') AS config, coalesce(m.summary, '{}') AS summary, f.host, r.entity, r.path
+FROM internal.runs r
+LEFT JOIN facts f USING (run_dir)
+LEFT JOIN configs k USING (run_dir)
+LEFT JOIN summaries m USING (run_dir)
+LEFT JOIN pieces p USING (run_dir)
+LEFT JOIN counts c USING (run_dir)
+LEFT JOIN syncs s USING (run_dir);
