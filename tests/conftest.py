@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,7 @@ _OURS = ("WANDB_", "EVENTLOG_", "TIDELOG_", "RUN_ID", "RANK", "WORLD_SIZE", "SLU
 
 
 @pytest.fixture(autouse=True)
-def _nothing_of_the_users(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+def _nothing_of_the_users(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run with an empty home: no roots list, no daemon, no API key but what the test sets."""
     import os
 
@@ -28,4 +25,3 @@ def _nothing_of_the_users(
     home: Path = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("TIDELOG_STATE_DIR", str(home / "state"))
-    yield
