@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import logging.handlers
 import os
 import signal
 import subprocess
@@ -30,7 +29,8 @@ from syncd.status import RunStatus, as_json, run_statuses
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
 PATIENCE_S = 30.0
-LOG_BYTES = 4 * 1024 * 1024
+# Addresses are for a screen of runs, not for a thousand.
+URLS_MAX = 10
 
 _root_option = click.option(
     "--root",
@@ -189,7 +189,7 @@ def sync(
     else:
         from rich.console import Console
 
-        Console().print(_runs_table(runs))
+        Console().print(_runs_view(runs))
         if error is not None:
             click.echo(f"Not everything is uploaded: {error}", err=True)
     sys.exit(1 if missing else 0)
@@ -368,37 +368,33 @@ def _table(daemon: dict[str, Any], runs: list[RunStatus]) -> Any:
         line += " (`syncd start` starts it)"
     if daemon.get("error"):
         line += f"\n{daemon['error']}"
-    return Group(Text(line, style="green" if state == "online" else "yellow"), _runs_table(runs))
+    return Group(Text(line, style="green" if state == "online" else "yellow"), _runs_view(runs))
 
 
-def _runs_table(runs: list[RunStatus]) -> Any:
+def _runs_view(runs: list[RunStatus]) -> Any:
+    """A line of numbers for each run, and below them what is to be said about some."""
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in [
-        ("run", "left"),
-        ("state", "left"),
-        ("records", "right"),
-        ("acked", "right"),
-        ("backlog", "right"),
-        ("lag", "right"),
-        ("", "left"),
-    ]:
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table.add_column("run", overflow="fold")
+    table.add_column("state")
+    for name in ("records", "acked", "backlog", "lag"):
+        table.add_column(name, justify="right")
+    remarks: list[Text] = []
     for run in runs:
-        not_shown = ", ".join(f"{count} not shown there: {reason}" for reason, count in run.not_shown.items())
         style = {"parked": "red", "crashed": "yellow", "waiting": "yellow"}.get(run.state, "")
-        table.add_row(
-            Text(run.run),
-            Text(run.state, style=style),
-            f"{run.records:,}",
-            f"{run.acked:,}",
-            f"{run.backlog:,}",
-            _duration(run.lag_s) if run.backlog else "",
-            Text("; ".join(part for part in (run.error, not_shown, run.url) if part)),
-        )
-    return table
+        lag = _duration(run.lag_s) if run.backlog else ""
+        numbers = (f"{run.records:,}", f"{run.acked:,}", f"{run.backlog:,}", lag)
+        table.add_row(Text(run.run), Text(run.state, style=style), *numbers)
+        said = [f"{count:,} not shown there: {reason}" for reason, count in run.not_shown.items()]
+        if run.error is not None:
+            said.insert(0, run.error)
+        remarks += [Text(f"{run.run}: {remark}", style=style) for remark in said]
+        if run.url is not None and len(runs) <= URLS_MAX:
+            remarks.append(Text(run.url, style="dim", no_wrap=True, overflow="ignore"))
+    return Group(table, *remarks)
 
 
 def _duration(seconds: float) -> str:
