@@ -204,7 +204,8 @@ def lock_owner_is_gone(piece_dir: Path) -> bool:
             return False
         try:
             text = orjson.loads(os.pread(fd, _LOCK_TEXT_MAX_BYTES, 0))
-            return bool(text["host"] == this_host())
+            # A restarted container has another name on the same kernel, and one kernel has one set of locks.
+            return bool(text["host"] == this_host() or text["boot_id"] == this_boot_id())
         except (OSError, ValueError, KeyError, TypeError):
             # Not a text of ours, or one that a full disk cut short: nothing is certain.
             return False
@@ -237,10 +238,14 @@ def this_boot_id() -> str:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the names in `directory` durable."""
+    """Make the names in `directory` durable, where the file system can."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    except OSError as error:
+        # Some network file systems cannot sync a directory, and need not.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(fd)
 

@@ -123,7 +123,8 @@ def _state(run_dir: Path, cursor: Cursor | None, backlog: int, online: bool) -> 
 
 
 def _is_written(run_dir: Path) -> bool:
-    names = pieces.primaries(run_dir)
+    # A piece without a lock was never born: its process was killed on the way.
+    names = [name for name in pieces.primaries(run_dir) if (run_dir / name / pieces.LOCK_FILE).exists()]
     return bool(names) and not pieces.closed(run_dir, names[-1])
 
 

@@ -75,9 +75,20 @@ def test_a_free_lock_of_another_host_proves_nothing(tmp_path: Path):
     piece = claim_primary(tmp_path)
     piece.release()
     lock = piece.dir / LOCK_FILE
-    lock.write_bytes(orjson.dumps({**orjson.loads(lock.read_bytes()), "host": "elsewhere"}))
+    text = {**orjson.loads(lock.read_bytes()), "host": "elsewhere", "boot_id": "another"}
+    lock.write_bytes(orjson.dumps(text))
 
     assert not closed(tmp_path, piece.writer)
+
+
+@pytest.mark.parametrize("other", ["host", "boot_id"])
+def test_a_free_lock_of_this_host_or_this_kernel_proves_a_death(tmp_path: Path, other: str):
+    piece = claim_primary(tmp_path)
+    piece.release()
+    lock = piece.dir / LOCK_FILE
+    lock.write_bytes(orjson.dumps({**orjson.loads(lock.read_bytes()), other: "another"}))
+
+    assert closed(tmp_path, piece.writer)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"7"])
