@@ -145,7 +145,8 @@ def test_killing_the_daemon_while_three_trainers_write_loses_and_doubles_nothing
     sync(root, env)
 
     assert kills >= 20
-    assert server.faults.happened > 50
+    # On average more than one for each daemon, or nothing was proven.
+    assert server.faults.happened > kills
     assert_there_once(server, root, rows)
     assert all(held.complete and held.exitcode == 0 for held in server.runs())
 
