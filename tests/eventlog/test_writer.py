@@ -326,8 +326,12 @@ def at_a_rotation(log: StreamWriter, clock: Clock) -> None:
 
 
 situations = pytest.mark.parametrize("situation", [first_record, ordinary, at_a_rotation])
+at_every_bytecode = pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="sys.settrace shows only some of the bytecodes from Python 3.12 on"
+)
 
 
+@at_every_bytecode
 @situations
 def test_a_handler_may_log_between_any_two_bytecodes_of_a_log(tmp_path: Path, situation: Callable[..., None]):
     n, reached = 0, True
@@ -355,6 +359,7 @@ def test_a_handler_may_log_between_any_two_bytecodes_of_a_log(tmp_path: Path, si
     assert n > 100
 
 
+@at_every_bytecode
 @situations
 def test_a_log_may_be_interrupted_between_any_two_bytecodes(tmp_path: Path, situation: Callable[..., None]):
     def interrupt() -> None:
