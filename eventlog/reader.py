@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -161,6 +162,8 @@ class StreamReader:
     def _hint_holds(self) -> bool:
         """Whether a line begins at the hinted byte, and no record before it is missing from the seqs."""
         assert self._segment is not None
+        if self._offset == 0:
+            return True
         try:
             fd = os.open(self.piece_dir / self._segment.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
@@ -308,8 +311,10 @@ def find_runs(root: Path) -> Iterator[Path]:
     """Yield the run directories below `root`, sorted: `<root>/<project>/<run_id>` with a `run.json` in it."""
     for project in _directories(root):
         for run_dir in _directories(project):
-            if (run_dir / RUN_FILE).is_file():
-                yield run_dir
+            # Another user's run, below a root that is shared, may not let us look.
+            with suppress(PermissionError):
+                if (run_dir / RUN_FILE).is_file():
+                    yield run_dir
 
 
 def _directories(parent: Path) -> list[Path]:
@@ -329,6 +334,9 @@ def _whole_lines(fd: int, offset: int, limit_bytes: int) -> bytes:
     while True:
         data = os.pread(fd, want, offset)
         whole = data.rfind(b"\n") + 1
+        if want > limit_bytes and whole:
+            # Enlarged for one long line: what follows it waits for the next read.
+            return data[: data.find(b"\n") + 1]
         if whole or len(data) < want:
             return data[:whole]
         if want > LINE_MAX_BYTES:

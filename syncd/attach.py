@@ -16,12 +16,15 @@ caller says for how long they did.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from syncd.fold import CONSOLE, EVENTS, HISTORY, Bases
 from syncd.metadata import MARK
 
+# Stands for the token of a piece whose headers cannot be read; it contradicts nothing.
+UNKNOWN = "unknown "
 # The service's counts were seen to lag by 2-4 s.
 STEADY_S = 10.0
 
@@ -160,17 +163,17 @@ def conflict_with(log_id: str, pieces: list[str], server: ServerRun | None) -> s
         return None
     if mark.get("log_id") != log_id:
         return (
-            "another log already writes to this run id. Log under another run id, or move this one with "
-            "`syncd retry RUN --new-id`; nothing here is lost."
+            "another log already writes to this run id. Log under another run id; what is here stays here and can be "
+            "queried."
         )
     theirs = mark.get("pieces")
     if not isinstance(theirs, list):
         return None
     for number, (their, our) in enumerate(zip(theirs, pieces, strict=False), start=1):
-        if their != our:
+        if their != our and not our.startswith(UNKNOWN):
             return (
-                f"piece {number} of this run was uploaded from another copy of this directory. Sync that copy, or "
-                "move this one with `syncd retry RUN --new-id`; nothing here is lost."
+                f"piece {number} of this run was uploaded from another copy of this directory. Sync that copy; what is "
+                "here stays here and can be queried."
             )
     return None
 
@@ -197,7 +200,7 @@ def _count(bucket: dict[str, Any], key: str) -> int:
 
 
 def _number(value: Any, default: float) -> float:
-    return value if isinstance(value, (int, float)) and value == value else default
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else default
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -205,6 +208,9 @@ def _object(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
+            # A lone surrogate would come back to us in a body that cannot be encoded.
+            if isinstance(value, dict):
+                value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
         except ValueError:
             return {}
     return value if isinstance(value, dict) else {}

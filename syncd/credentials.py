@@ -18,7 +18,7 @@ DEFAULT_BASE_URL = "https://api.wandb.ai"
 def load_dotenv(path: Path = Path(".env")) -> dict[str, str]:
     """Return the variables in a `.env` file; none if there is no such file."""
     try:
-        text = path.read_text()
+        text = path.read_text(errors="replace")
     except OSError:
         return {}
     found = {}

@@ -109,13 +109,14 @@ class Daemon:
     twins: dict[Path, Path] = field(default_factory=dict)
     """Copies of a run directory, and the one that is uploaded."""
     _logs: dict[tuple[str, Sink], Path] = field(default_factory=dict)
+    _probing: asyncio.Task[None] | None = None
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _stopping: bool = False
 
     async def run(self) -> None:
         next_scan_s = next_roots_s = float("-inf")
         known: list[Path] = []
-        self.on_change(self)
+        self._say_change()
         try:
             while not self._stopping:
                 now_s = time.monotonic()
@@ -128,8 +129,9 @@ class Daemon:
                 if now_s >= next_scan_s:
                     self._scan(known, now_s)
                     next_scan_s = now_s + SCAN_S
-                if not self.gate.is_open and now_s >= self.gate.next_try_s:
-                    await self._probe()
+                if not self.gate.is_open and now_s >= self.gate.next_try_s and self._probing is None:
+                    self._probing = asyncio.ensure_future(self._probe())
+                    self._probing.add_done_callback(self._probe_ended)
                 if self.gate.is_open:
                     self._start_turns(now_s)
                 if self.until_synced and self._all_done():
@@ -150,7 +152,7 @@ class Daemon:
         if entry is None:
             if run_dir not in self.twins:
                 self._add(run_dir, time.monotonic())
-        else:
+        elif not entry.failures:
             entry.hinted = True
             entry.due_s = min(entry.due_s, max(time.monotonic(), entry.last_turn_s + HINT_S))
         self._wake.set()
@@ -161,6 +163,8 @@ class Daemon:
         found = set(self.asked_for)
         for root in roots:
             found.update(find_runs(root))
+        # A copy whose original is gone is the run now: it was moved.
+        self.twins = {copy: first for copy, first in self.twins.items() if first.exists()}
         for run_dir in sorted(found - self.entries.keys() - self.twins.keys()):
             self._add(run_dir, now_s)
         for run_dir in self.entries.keys() - found:
@@ -221,7 +225,7 @@ class Daemon:
             entry.due_s = min(entry.due_s, now_s + HINT_S)
         trouble = entry.sync.trouble
         if trouble is None:
-            if entry.sync.is_over:
+            if entry.sync.is_idle:
                 # Nothing is expected from it: let its lock and its memory go until the next look.
                 entry.sync.close()
             return
@@ -238,7 +242,21 @@ class Daemon:
         if self.gate.is_open:
             log.warning("offline: %s", reason)
         self.gate.shut(reason, time.monotonic(), random.random(), verdict is Verdict.UNAUTHORISED)
-        self.on_change(self)
+        self._say_change()
+
+    def _probe_ended(self, task: asyncio.Task[None]) -> None:
+        self._probing = None
+        self._wake.set()
+        if not task.cancelled() and task.exception() is not None:
+            log.error("the probe failed: %r", task.exception())
+            self.gate.next_try_s = time.monotonic() + PROBE_S
+
+    def _say_change(self) -> None:
+        try:
+            self.on_change(self)
+        except OSError as error:
+            # A full disk: what the daemon is for needs no page about it.
+            log.warning("the daemon's state could not be written: %s", error)
 
     async def _probe(self) -> None:
         answer = await self.api.viewer()
@@ -256,13 +274,16 @@ class Daemon:
         for entry in self.entries.values() if away_s >= PROBE_S else ():
             entry.sync.hurry()
             entry.due_s = min(entry.due_s, now_s)
-        self.on_change(self)
+        self._say_change()
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
     def _next_due_s(self) -> float:
         if not self.gate.is_open:
-            return self.gate.next_try_s
+            return self.gate.next_try_s if self._probing is None else float("inf")
+        if sum(entry.task is not None for entry in self.entries.values()) >= MAX_TURNS:
+            # The end of a turn wakes the loop; until then there is no place for another.
+            return float("inf")
         return min((e.due_s for e in self.entries.values() if e.task is None), default=float("inf"))
 
     async def _wait(self, until_s: float) -> None:
@@ -276,6 +297,8 @@ class Daemon:
         return all(e.task is None and (e.sync.caught_up or e.sync.parked) for e in self.entries.values())
 
     async def _wind_up(self) -> None:
+        if self._probing is not None:
+            self._probing.cancel()
         tasks = [entry.task for entry in self.entries.values() if entry.task is not None]
         if tasks:
             # What is in flight may land; what does not is sent again by the next daemon, to the same place.

@@ -269,7 +269,7 @@ class Fold:
         for path, value in record.data.get("set", []):
             statistics = self._statistics_at(tuple(path))
             # An explicit value switches the statistics off.
-            statistics.latest, statistics.track, statistics.has_data = value, [], True
+            statistics.latest, statistics.track, statistics.has_data = as_sent(value), [], True
         for path in record.data.get("delete", []):
             self._delete(tuple(path))
 
@@ -418,18 +418,20 @@ def _merge(row: dict[str, Any], data: dict[str, Any]) -> None:
             if below:
                 row[key] = below
         else:
-            row[key] = _as_sent(value)
+            row[key] = as_sent(value)
 
 
-def _as_sent(value: Any) -> Any:
-    # W&B's numbers are int64 or double.
+def as_sent(value: Any) -> Any:
+    """Return `value` with W&B's numbers in it, which are int64 or double."""
     if type(value) is int and not _INT64_MIN <= value <= _INT64_MAX:
         try:
             return float(value)
         except OverflowError:
             return float("inf") if value > 0 else float("-inf")
     if type(value) is list:
-        return [_as_sent(item) for item in value]
+        return [as_sent(item) for item in value]
+    if type(value) is dict:
+        return {key: as_sent(item) for key, item in value.items()}
     return value
 
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import orjson
+
+ASKING_S = 0.1
 
 
 class AlreadyRunning(Exception):
@@ -41,11 +44,17 @@ class Instance:
         """Become the daemon, or raise `AlreadyRunning`."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            raise AlreadyRunning(self.running_pid()) from None
+        # Who only asks whether a daemon runs holds the lock for a moment, too.
+        deadline_s = time.monotonic() + ASKING_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline_s:
+                    os.close(fd)
+                    raise AlreadyRunning(self.running_pid()) from None
+                time.sleep(0.005)
         text = b"%d\n" % os.getpid()
         os.pwrite(fd, text, 0)
         os.ftruncate(fd, len(text))

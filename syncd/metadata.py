@@ -19,7 +19,7 @@ import json
 import math
 from typing import Any
 
-from syncd.fold import Definition
+from syncd.fold import Definition, as_sent
 
 MARK = "_tidelog"
 # The release of W&B's SDK whose requests we reproduce; sent where the SDK sends its own version.
@@ -126,6 +126,7 @@ def _definition(definition: Definition, index: dict[str, int]) -> dict[str, Any]
 
 def _finite(value: Any) -> Any:
     """The SDK sends null for a NaN or an infinity in the config (in history it sends them bare)."""
+    value = as_sent(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

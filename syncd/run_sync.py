@@ -29,7 +29,7 @@ from eventlog import cursor as cursors
 from eventlog import piece as pieces
 from eventlog.cursor import Cursor, Sink
 from eventlog.piece import RunIdentity
-from eventlog.reader import StreamReader
+from eventlog.reader import StreamReader, end_of
 from syncd import attach, metadata
 from syncd.attach import Attach, Park, Wait
 from syncd.fold import HISTORY, Bases, Fold, Line
@@ -149,22 +149,32 @@ class RunSync:
         return self._cursor.error
 
     @property
-    def is_over(self) -> bool:
-        """Nothing is left to do until the run is resumed."""
-        return self.caught_up and self._ended
+    def is_idle(self) -> bool:
+        """Nothing is left to do until the run is resumed, or a person does something."""
+        return (self.caught_up and self._ended) or self.parked or self.error == OFFLINE_MODE
 
     def progress(self) -> Progress:
         """Return how far this run is."""
         return progress(self.run_dir, self._cursor)
 
     async def turn(self, now_s: float) -> float:
-        """Do the next thing there is to do; return when to be called again if no hint comes before."""
+        """Do the next thing there is to do; return when to be called again if no hint comes before.
+
+        If it raises, nothing of what it had read, folded or sent is kept: the next turn begins from the cursor.
+        """
+        try:
+            return await self._turn(now_s)
+        except BaseException:
+            self._let_go()
+            raise
+
+    async def _turn(self, now_s: float) -> float:
         self.trouble = None
+        self.caught_up = False
         if self._lock_fd < 0 and not self._open():
             # Whoever holds it does the work; here it is enough to see it done.
             self._cursor = cursors.load(self.run_dir, self.sink) or self._cursor
-            so_far = self.progress()
-            self.caught_up = so_far.acked == so_far.records
+            self.caught_up = self._other_has_caught_up()
             return now_s + LOCK_BUSY_S
         if self.parked:
             return now_s + COLD_S
@@ -192,9 +202,15 @@ class RunSync:
             # A full disk, or a run that was deleted: the cursor on the disk is older, and that is safe.
             log.warning("%s: the cursor was not written: %s", self.run_dir, error)
         finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
-            self._attached = None
+        self._attached, self._reader = None, None
+        self._fold, self._shipper = Fold(Bases()), Shipper({})
+        self._more = self._ended = self._live = False
 
     def hurry(self) -> None:
         """The network is back: whatever was waited for is worth a try now."""
@@ -215,15 +231,47 @@ class RunSync:
             return False
         self._lock_fd = fd
         self._cursor = cursors.load(self.run_dir, self.sink) or Cursor(self.sink)
+        if not self._is_of_this_log(self._cursor):
+            log.warning("%s: the cursor is of another log, and is not used", self.run_dir)
+            self._cursor = Cursor(self.sink)
         if self._asked_for and self.parked:
             self._cursor = replace(self._cursor, state="waiting", error=None)
         if self._cursor.attach is not None:
-            self._resume(self._cursor)
+            try:
+                self._resume(self._cursor)
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                # Of another version, say. Without it the position is found again as if the cursor were lost.
+                log.warning("%s: the cursor cannot be gone on from (%r)", self.run_dir, error)
+                self._cursor = Cursor(self.sink)
         return True
+
+    def _is_of_this_log(self, cursor: Cursor) -> bool:
+        if cursor.attach is None:
+            return True
+        pairs = zip(cursor.pieces, self._tokens(), strict=False)
+        same_pieces = all(known == ours or ours.startswith(attach.UNKNOWN) for known, ours in pairs)
+        return cursor.attach.get("log_id") == self.identity.log_id and same_pieces
+
+    def _other_has_caught_up(self) -> bool:
+        """Whether the process that holds the run has sent all but a row that is still open."""
+        fold = self._cursor.fold
+        names = pieces.primaries(self.run_dir)
+        if fold is None or not names or fold["writer"] != names[-1]:
+            return False
+        return bool(fold["seq"] >= end_of(self.run_dir / names[-1])[0])
 
     def _resume(self, cursor: Cursor) -> None:
         assert cursor.attach is not None
-        self._attached = Attached.of(cursor.attach)
+        attached = Attached.of(cursor.attach)
+        fold, writer, reader = Fold(attached.bases), "", None
+        if cursor.fold is not None:
+            fold = Fold.resume(cursor.fold["state"])
+            writer, place = cursor.fold["writer"], cursor.fold["place"]
+            reader = StreamReader(
+                self.run_dir / writer, seq=cursor.fold["seq"], hint=(place[0], place[1]) if place else None
+            )
+        # Nothing is assigned before everything is there: half of it would number lines from nowhere.
+        self._attached, self._fold, self._writer, self._reader = attached, fold, writer, reader
         self._shipper = Shipper(
             dict(cursor.acked),
             stubs={int(number): reason for number, reason in cursor.stubs},
@@ -231,15 +279,7 @@ class RunSync:
             flush_s=self._flush_s,
         )
         self._ended = False
-        if cursor.fold is None:
-            self._fold, self._writer, self._reader = Fold(self._attached.bases), "", None
-            return
-        self._fold = Fold.resume(cursor.fold["state"])
-        self._writer = cursor.fold["writer"]
-        place = cursor.fold["place"]
-        self._reader = StreamReader(
-            self.run_dir / self._writer, seq=cursor.fold["seq"], hint=(place[0], place[1]) if place else None
-        )
+        self._damaged = cursor.not_shown.get(DAMAGED, 0)
         if cursor.finished:
             self._shipper.want_exit(self._fold.exitcode)
 
@@ -259,7 +299,7 @@ class RunSync:
             finished=self._shipper.finished,
             not_shown=not_shown,
         )
-        if self._shipper.drained and self._reader is not None and self._told_all():
+        if self._shipper.drained and self._reader is not None and not self.parked and self._told_all():
             seq = self._reader.next_seq
             next_seq = seq if self._fold.row_seq is None else self._fold.row_seq
             written = replace(
@@ -297,7 +337,7 @@ class RunSync:
             self._note(OFFLINE_MODE)
             return COLD_S
         answer = await self._api.resume_status(self.sink.entity, self.sink.project, self.sink.run_id)
-        if not self._passed(answer, now_s, graphql=True):
+        if not self._passed(answer, "model" in answer.data):
             return self._backoff.not_before_s - now_s
         model = answer.data.get("model")
         try:
@@ -337,9 +377,15 @@ class RunSync:
         answer = await self._api.upsert_run(
             name=self.sink.run_id, project=self.sink.project, entity=self.sink.entity, config=config, **told
         )
-        if not self._passed(answer, now_s, graphql=True):
-            return self._backoff.not_before_s - now_s
         bucket = _dig(answer.data, "upsertBucket", "bucket")
+        if not self._passed(answer, bool(bucket)):
+            return self._backoff.not_before_s - now_s
+        if server is None and _dig(answer.data, "upsertBucket").get("inserted") is False:
+            self._park(
+                "another process made this run on the server at the same moment. Log under another run id; what is "
+                "here stays here and can be queried."
+            )
+            return COLD_S
         entity = _dig(bucket, "project", "entity").get("name") or self.sink.entity
         if not entity:
             self._backoff.failed(now_s, random.random())
@@ -405,7 +451,7 @@ class RunSync:
             reader = StreamReader(self.run_dir / name)
             record = reader.first()
             if record is not None:
-                token = reader.header.token if reader.header else name
+                token = reader.header.token if reader.header else attach.UNKNOWN + name
                 return token, record.data if record.kind == "start" else {}
         return None
 
@@ -417,14 +463,14 @@ class RunSync:
         reader = StreamReader(self.run_dir / name)
         if reader.first() is None:
             return None
-        return reader.header.token if reader.header else name
+        return reader.header.token if reader.header else attach.UNKNOWN + name
 
     # -- reading -----------------------------------------------------------------------------------------------
 
     async def _read(self, now_s: float) -> bool:
         """Fold what is next in the log, up to a full batch; False if a new piece could not be agreed on."""
         if (self._reader is None or self._ended) and not await self._next_piece(now_s):
-            return self.trouble is None
+            return self.trouble is None and not self.parked
         reader = self._reader
         assert reader is not None
         # Asked first: what is read after a yes is all there will ever be.
@@ -471,6 +517,8 @@ class RunSync:
             self._writer = name
             self._reader = StreamReader(self.run_dir / name)
             self._ended = False
+            # Its `start` may be damaged: what the piece before came to is not what this one comes to.
+            self._fold.exitcode = None
             self._shipper.want_exit(None)
             return True
         return False
@@ -481,13 +529,14 @@ class RunSync:
         answer = await self._api.resume_status(
             self._attached.entity, self._attached.project, self.sink.run_id
         )
-        if not self._passed(answer, now_s, graphql=True):
+        if not self._passed(answer, "model" in answer.data):
             return False
         tokens = [*self._cursor.pieces, token]
         try:
             server = attach.parse_server_run(_dig(answer.data, "model").get("bucket"))
-        except ValueError:
-            server = None
+        except ValueError as error:
+            self._trouble(Outcome(Verdict.RETRY, f"the server's answer makes no sense: {error}"))
+            return False
         conflict = attach.conflict_with(self.identity.log_id, tokens, server)
         if conflict is not None:
             self._park(conflict)
@@ -538,7 +587,7 @@ class RunSync:
             id=self._attached.storage_id or None if changed else None,
             **changed,
         )
-        if not self._passed(answer, now_s, graphql=True):
+        if not self._passed(answer, bool(_dig(answer.data, "upsertBucket", "bucket"))):
             return False
         self._backoff.reset()
         self._save(replace(self._cursor, told={**told, "config": digest, **changed}), durable=False)
@@ -567,12 +616,13 @@ class RunSync:
                 self._remember(durable)
             self._look_whether_caught_up()
             return
-        self._shipper.failed(outcome, now_s, random.random())
-        if outcome.verdict is Verdict.REFUSED:
+        self._shipper.failed(outcome, time.monotonic(), random.random())
+        if outcome.verdict in (Verdict.REFUSED, Verdict.TOO_LARGE):
             # A stub is remembered before it is sent: sent again, it must be the same line.
             self._remember()
-        elif outcome.verdict is not Verdict.TOO_LARGE:
-            self._trouble(outcome, now_s)
+            self._note(outcome.reason)
+        else:
+            self._trouble(outcome)
 
     def _look_whether_caught_up(self) -> None:
         at_end = self._shipper.drained and not self._more and not (self._ended and self._has_later_piece())
@@ -582,8 +632,8 @@ class RunSync:
             # from here on would be taken for those: better to stop than to lose them.
             self._park(
                 f"the server has {self._shipper.acked[HISTORY]} history lines of this log, and the log makes only "
-                f"{self._fold.next_line[HISTORY]}: its end was lost after it was uploaded. Go on under a new id with "
-                "`syncd retry RUN --new-id`; nothing here is lost."
+                f"{self._fold.next_line[HISTORY]}: its end was lost after it was uploaded. Go on under another run id; "
+                "what is here stays here and can be queried."
             )
 
     @property
@@ -606,30 +656,30 @@ class RunSync:
             answer.status, answer.headers, answer.content is not None, time.time(), answer.error
         )
 
-    def _passed(self, answer: Answer, now_s: float, graphql: bool = False) -> bool:
+    def _passed(self, answer: Answer, says_what_was_asked: bool) -> bool:
         """Whether an answer is an acknowledgement; if not, what is to be done about it has been noted."""
         outcome = self._outcome(answer)
         if outcome.verdict is Verdict.ACK:
-            if graphql and "data" not in (answer.content or {}):
-                outcome = Outcome(Verdict.UNREACHABLE, "something other than W&B answers (a captive portal?)")
-            else:
+            if says_what_was_asked:
                 return True
+            outcome = Outcome(Verdict.RETRY, "the server's answer leaves out what was asked")
         if outcome.verdict in (Verdict.REFUSED, Verdict.TOO_LARGE):
             self._park(
-                f"W&B refused the run's description ({outcome.reason}). Mend its config, then `syncd retry`."
+                f"W&B refused the run's description ({outcome.reason}). `syncd sync {self.run_dir}` tries again."
             )
-        self._trouble(outcome, now_s)
+        self._trouble(outcome)
         return False
 
-    def _trouble(self, outcome: Outcome, now_s: float) -> None:
+    def _trouble(self, outcome: Outcome) -> None:
         self.trouble = outcome
         if outcome.verdict is Verdict.FORBIDDEN:
             self._park(
-                f"W&B refused this run ({outcome.reason}). Check the entity, the project and the key's rights, "
-                "then `syncd retry RUN`."
+                f"W&B refused this run ({outcome.reason}). Check the entity, the project and the key's rights; "
+                f"`syncd sync {self.run_dir}` tries again."
             )
             return
-        self._backoff.failed(now_s, random.random(), outcome.retry_after_s)
+        # From now on, not from when it was asked: a slow answer must not eat up the wait that it asks for.
+        self._backoff.failed(time.monotonic(), random.random(), outcome.retry_after_s)
         if outcome.verdict is Verdict.RETRY:
             self._note(outcome.reason)
 
