@@ -21,10 +21,11 @@ import click
 import orjson
 
 from eventlog import roots as known_roots
+from eventlog.cursor import Sink
 from syncd import credentials
 from syncd.instance import AlreadyRunning, Instance
 from syncd.shipper import FLUSH_S
-from syncd.status import RunStatus, as_json, run_statuses
+from syncd.status import RunStatus, as_json, run_status, run_statuses
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
@@ -151,7 +152,7 @@ def status(roots: tuple[Path, ...], as_json_: bool, watch: bool) -> None:
     type=click.FloatRange(0),
     default=PATIENCE_S,
     show_default=True,
-    help="Without --drain: give up when the server was away for so many seconds.",
+    help="Without --drain: give up when the server was away for so many seconds, or nothing got on.",
 )
 @click.option("--json", "as_json_", is_flag=True, help="For scripts.")
 def sync(
@@ -174,15 +175,14 @@ def sync(
     url = credentials.base_url()
     if credentials.api_key(url) is None:
         raise click.UsageError(f"there is no API key for {url}. Run `wandb login`, or set WANDB_API_KEY.")
-    error = asyncio.run(
+    error, sinks = asyncio.run(
         _sync(run_dirs, url, project, entity, float("inf") if drain else patience_s, quiet=as_json_)
     )
-    wanted = {_run_name(run_dir) for run_dir in run_dirs}
-    runs = [
-        run
-        for run in run_statuses({d.parent.parent for d in run_dirs}, time.time_ns() // 1000, error is None)
-        if run.run in wanted
-    ]
+    now_us = time.time_ns() // 1000
+    runs = [run_status(run_dir, sink, now_us, online=error is None) for run_dir, sink in sinks.items()]
+    left_out = [str(run_dir) for run_dir in run_dirs if run_dir not in sinks]
+    if left_out and error is None:
+        error = f"{', '.join(left_out)}: a copy of another run's directory, or not readable."
     missing = error is not None or any(run.backlog or run.state == "parked" for run in runs)
     if as_json_:
         click.echo(orjson.dumps({**as_json({}, runs), "error": error}))
@@ -270,8 +270,8 @@ def _warn_without_key() -> None:
 
 async def _sync(
     run_dirs: list[Path], url: str, project: str | None, entity: str | None, patience_s: float, quiet: bool
-) -> str | None:
-    """Upload the runs with a progress bar; return why not everything got there, or None."""
+) -> tuple[str | None, dict[Path, Sink]]:
+    """Upload the runs with a progress bar; return why not everything got there (or None), and where each went."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -309,18 +309,14 @@ async def _sync(
                 bar, total=sum(run.records for run in runs), completed=sum(run.acked for run in runs)
             )
             gate = daemon.gate
-            if not gate.is_open:
-                error = gate.reason
-                progress.update(bar, description=f"waiting: {gate.reason}")
-                if gate.needs_a_person or time.monotonic() - gate.since_s > patience_s:
-                    daemon.stop()
-            else:
-                error = None
-                progress.update(bar, description="uploading")
+            progress.update(bar, description="uploading" if gate.is_open else f"waiting: {gate.reason}")
+            if gate.needs_a_person or time.monotonic() - daemon.last_good_s > patience_s:
+                error = daemon.complaint()
+                daemon.stop()
     work.result()
     if error is None and not daemon.finished:
-        return "interrupted. Run it again to go on from here."
-    return error
+        error = "interrupted. Run it again to go on from here."
+    return error, {run_dir: entry.sync.sink for run_dir, entry in daemon.entries.items()}
 
 
 def _run_dirs(paths: tuple[Path, ...], roots: tuple[Path, ...]) -> list[Path]:
@@ -331,7 +327,7 @@ def _run_dirs(paths: tuple[Path, ...], roots: tuple[Path, ...]) -> list[Path]:
         return sorted({d for root in roots or known_roots.registered() for d in find_runs(root.absolute())})
     found: list[Path] = []
     for path in paths:
-        path = path.absolute()
+        path = path.resolve()
         if (path / RUN_FILE).is_file():
             found.append(path)
             continue
@@ -406,13 +402,6 @@ def _duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _run_name(run_dir: Path) -> str:
-    from eventlog.piece import RunIdentity
-
-    identity = RunIdentity.load(run_dir)
-    return f"{identity.project}/{identity.run_id}"
 
 
 def _tail(path: Path, lines: int) -> list[str]:

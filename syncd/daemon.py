@@ -84,6 +84,7 @@ class Entry:
     task: asyncio.Task[float] | None = None
     hinted: bool = False
     failures: int = 0
+    generation: int = 0
 
 
 @dataclass
@@ -102,6 +103,8 @@ class Daemon:
     on_change: Callable[[Daemon], None] = lambda daemon: None
     watch_root: Callable[[Path], bool] = lambda root: False
     """Begin to watch a root if it is not watched; say whether it was begun."""
+    last_good_s: float = field(default_factory=time.monotonic)
+    """When a run last got on."""
     finished: bool = False
     """`run` returned since all was done."""
     gate: Gate = field(default_factory=Gate)
@@ -145,6 +148,17 @@ class Daemon:
         """End `run` soon.  Call it from the loop's thread."""
         self._stopping = True
         self._wake.set()
+
+    def complaint(self) -> str:
+        """Say what keeps the runs from getting on."""
+        if self.gate.reason is not None:
+            return self.gate.reason
+        for run_dir, entry in self.entries.items():
+            if not entry.sync.caught_up:
+                trouble = entry.sync.trouble
+                reason = entry.sync.error or (trouble.reason if trouble else "it does not get on")
+                return f"{run_dir.name}: {reason}"
+        return "nothing gets on"
 
     def hint(self, run_dir: Path) -> None:
         """Something happened in a run.  Call it from the loop's thread."""
@@ -224,6 +238,9 @@ class Daemon:
         if entry.hinted:
             entry.due_s = min(entry.due_s, now_s + HINT_S)
         trouble = entry.sync.trouble
+        if trouble is None or entry.sync.generation != entry.generation:
+            self.last_good_s = now_s
+        entry.generation = entry.sync.generation
         if trouble is None:
             if entry.sync.is_idle:
                 # Nothing is expected from it: let its lock and its memory go until the next look.

@@ -149,6 +149,11 @@ class RunSync:
         return self._cursor.error
 
     @property
+    def generation(self) -> int:
+        """Grows with every write of the cursor, whoever makes the progress that is in it."""
+        return self._cursor.generation
+
+    @property
     def is_idle(self) -> bool:
         """Nothing is left to do until the run is resumed, or a person does something."""
         return (self.caught_up and self._ended) or self.parked or self.error == OFFLINE_MODE
@@ -621,6 +626,7 @@ class RunSync:
             # A stub is remembered before it is sent: sent again, it must be the same line.
             self._remember()
             self._note(outcome.reason)
+            self.trouble = outcome
         else:
             self._trouble(outcome)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from eventlog import cursor as cursors
 from eventlog import piece as pieces
-from eventlog.cursor import Cursor
+from eventlog.cursor import Cursor, Sink
 from eventlog.errors import NotARun
 from eventlog.piece import RunIdentity
 from eventlog.reader import StreamReader, end_of, find_runs
@@ -74,6 +74,11 @@ def run_statuses(roots: Iterable[Path], now_us: int, online: bool) -> list[RunSt
             for cursor in known or [None]:
                 found.append(_status(run_dir, identity, cursor, now_us, online))
     return found
+
+
+def run_status(run_dir: Path, sink: Sink, now_us: int, online: bool) -> RunStatus:
+    """Return one run's way to one sink."""
+    return _status(run_dir, RunIdentity.load(run_dir), cursors.load(run_dir, sink), now_us, online)
 
 
 def as_json(daemon: dict[str, Any], runs: list[RunStatus]) -> dict[str, Any]:
