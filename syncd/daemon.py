@@ -241,10 +241,10 @@ class Daemon:
         if trouble is None or entry.sync.generation != entry.generation:
             self.last_good_s = now_s
         entry.generation = entry.sync.generation
+        if entry.sync.is_idle:
+            # Nothing is expected from it: let its lock and its memory go until the next look.
+            entry.sync.close()
         if trouble is None:
-            if entry.sync.is_idle:
-                # Nothing is expected from it: let its lock and its memory go until the next look.
-                entry.sync.close()
             return
         if trouble.verdict in (Verdict.UNREACHABLE, Verdict.UNAUTHORISED):
             self._shut(trouble.reason, trouble.verdict)

@@ -205,3 +205,30 @@ def test_the_key_of_a_dotenv_file_is_used(server: WandbServer, env: dict[str, st
 
     assert syncd(env, "sync", str(tmp_path / "runs")).returncode == 0
     assert server.run("ent", "demo", "run").complete
+
+
+def test_sync_gives_up_on_a_server_that_answers_and_never_takes_anything(
+    server: WandbServer, env: dict[str, str], tmp_path: Path
+):
+    finished_run(tmp_path / "runs")
+    server.faults.add("status", status=503)
+
+    done = syncd(env, "sync", "--patience", "0.5", str(tmp_path / "runs"))
+
+    assert done.returncode == 1
+    assert "503" in done.stderr
+
+
+def test_sync_of_a_parked_run_tries_again_also_beside_a_daemon(
+    server: WandbServer, env: dict[str, str], tmp_path: Path
+):
+    finished_run(tmp_path / "runs")
+    server.faults.add("status", kind="file_stream", status=403)
+    syncd(env, "start", "--root", str(tmp_path / "runs"))
+    wait_for(lambda: status(env, tmp_path / "runs")["runs"][0]["state"] == "parked", "the run to be parked")
+    server.faults.clear()
+
+    done = syncd(env, "sync", str(tmp_path / "runs" / ".." / "runs" / "demo" / "run"))
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert server.run("ent", "demo", "run").complete

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from eventlog.cursor import cursors
+from eventlog.cursor import cursors, save
+from syncd import daemon as daemon_module
 from syncd.daemon import Daemon
 from syncd.metadata import MARK
-from syncd.wandb_api import WandbApi
+from syncd.wandb_api import Answer, WandbApi
 from tests.logs import HandmadePiece, handmade_run, resumed
 from tests.wandb_server import WandbServer
 from tests.wandb_server.server import API_KEY
@@ -368,3 +369,149 @@ def test_what_the_cursor_says_is_what_the_server_has(server: WandbServer, tmp_pa
     assert cursor.acked["wandb-history.jsonl"] == 4
     assert cursor.next == {"writer": "main-0001", "seq": 5}
     assert json.loads(json.dumps(cursor.attach))["url"].endswith("/ent/demo/runs/run")
+
+
+def test_a_cursor_that_another_log_left_behind_is_not_believed(server: WandbServer, tmp_path: Path):
+    finished_run(tmp_path)
+    sync(server, tmp_path)
+    run_dir = tmp_path / "demo" / "run"
+    shutil.move(run_dir / "sync", tmp_path / "kept")
+    shutil.rmtree(run_dir)
+    finished_run(tmp_path, rows=8)
+    shutil.move(tmp_path / "kept", run_dir / "sync")
+
+    daemon = sync(server, tmp_path)
+
+    (entry,) = daemon.entries.values()
+    assert entry.sync.parked
+    assert xs(server.run("ent", "demo", "run")) == [0, 1, 2, 3, 4]
+
+
+def test_a_cursor_whose_state_cannot_be_read_is_as_good_as_lost(server: WandbServer, tmp_path: Path):
+    piece = handmade_run(tmp_path)
+    for i in range(4):
+        piece.log(x=i, step=i)
+    sync(server, tmp_path)
+    (cursor,) = cursors(tmp_path / "demo" / "run")
+    assert cursor.fold is not None
+    del cursor.fold["state"]["next_free_step"]
+    save(tmp_path / "demo" / "run", cursor, now_us=1)
+    piece.log(x=4, step=4)
+    piece.log("exit", exitcode=0)
+    piece.die()
+
+    sync(server, tmp_path)
+
+    assert xs(server.run("ent", "demo", "run")) == [0, 1, 2, 3, 4]
+    assert server.violations == []
+
+
+def test_a_segment_that_was_begun_and_never_written_holds_nothing_up(server: WandbServer, tmp_path: Path):
+    piece = handmade_run(tmp_path)
+    for i in range(3):
+        piece.log(x=i, step=i)
+    (piece.piece.dir / "events-000000000004.jsonl").touch()
+    piece.die()
+    sync(server, tmp_path)
+    later = resumed(piece.identity, tmp_path)
+    later.log(x=3, step=3)
+    later.log("exit", exitcode=0)
+    later.die()
+
+    sync(server, tmp_path)
+
+    assert xs(server.run("ent", "demo", "run")) == [0, 1, 2, 3]
+
+
+def test_of_two_resumed_copies_the_second_is_parked_after_one_question(server: WandbServer, tmp_path: Path):
+    # faults: 30
+    first = finished_run(tmp_path / "a", rows=2)
+    sync(server, tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for root, x in ((tmp_path / "a", 10), (tmp_path / "b", 20)):
+        later = resumed(first.identity, root)
+        later.log(x=x, step=2)
+        later.log("exit", exitcode=0)
+        later.die()
+    sync(server, tmp_path / "a")
+    server.clear_requests()
+
+    daemon = sync(server, tmp_path / "b")
+
+    (entry,) = daemon.entries.values()
+    assert entry.sync.parked
+    assert len(server.requests) == 1
+    assert xs(server.run("ent", "demo", "run")) == [0, 1, 10]
+
+
+def test_a_resumed_piece_with_a_damaged_start_is_running_until_its_own_exit(
+    server: WandbServer, tmp_path: Path
+):
+    first = finished_run(tmp_path, rows=2)
+    sync(server, tmp_path)
+    later = resumed(first.identity, tmp_path)
+    later.log(x=2, step=2)
+    later.log(x=3, step=3)
+    later.overwrite(later.offset_of(0) + 4, b"?")
+    sync(server, tmp_path)
+    run = server.run("ent", "demo", "run")
+    while_running = (xs(run), server.state(run))
+
+    later.log("exit", exitcode=0)
+    later.die()
+    sync(server, tmp_path)
+
+    assert while_running == ([0, 1, 2], "running")
+    assert (xs(run), server.state(run)) == ([0, 1, 2, 3], "finished")
+
+
+def test_an_answer_that_leaves_out_what_was_asked_is_no_answer(server: WandbServer, tmp_path: Path):
+    server.seed_run("demo", "run", rows=10)
+    finished_run(tmp_path)
+
+    class Forgetful(WandbApi):
+        asked = 0
+
+        async def resume_status(self, entity: str | None, project: str, run_id: str) -> Answer:
+            answer = await super().resume_status(entity, project, run_id)
+            self.asked += 1
+            return Answer(200, {}, {"data": None}) if self.asked == 1 else answer
+
+    api = Forgetful(server.base_url, lambda: API_KEY)
+    daemon = Daemon(roots=lambda: [tmp_path], api=api, until_synced=True, steady_s=0.0)
+    asyncio.run(asyncio.wait_for(daemon.run(), DEADLINE_S))
+
+    assert [row["_step"] for row in server.run("ent", "demo", "run").history] == list(range(15))
+    assert server.violations == []
+
+
+def test_a_turn_that_raises_loses_nothing_of_what_it_had_read(server: WandbServer, tmp_path: Path):
+    finished_run(tmp_path)
+    keys = iter([ValueError("no key just now")])
+
+    def key() -> str:
+        # In the middle of the upload: after two questions, with the first rows in hand.
+        if len(server.requests) == 2 and (error := next(keys, None)):
+            raise error
+        return API_KEY
+
+    daemon_module.CRASH_BACKOFF_S, before = 0.1, daemon_module.CRASH_BACKOFF_S
+    try:
+        sync(server, tmp_path, key=key)
+    finally:
+        daemon_module.CRASH_BACKOFF_S = before
+
+    assert next(keys, None) is None
+    assert xs(server.run("ent", "demo", "run")) == [0, 1, 2, 3, 4]
+    assert server.violations == []
+
+
+def test_an_integer_too_long_for_any_number_there_arrives_as_infinity(server: WandbServer, tmp_path: Path):
+    piece = handmade_run(tmp_path, config={"huge": 10**5000})
+    piece.log(x=[{"huge": 10**5000}], step=0)
+    piece.log("exit", exitcode=0)
+    piece.die()
+
+    sync(server, tmp_path)
+
+    assert xs(server.run("ent", "demo", "run")) == [[{"huge": float("inf")}]]
