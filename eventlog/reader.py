@@ -162,13 +162,13 @@ class StreamReader:
     def _hint_holds(self) -> bool:
         """Whether a line begins at the hinted byte, and no record before it is missing from the seqs."""
         assert self._segment is not None
-        if self._offset == 0:
-            return True
         try:
             fd = os.open(self.piece_dir / self._segment.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             return False
         try:
+            if self._offset == 0:
+                return True
             if os.pread(fd, 1, self._offset - 1) != b"\n":
                 return False
             line, newline, _ = os.pread(fd, HINT_BYTES, self._offset).partition(b"\n")
