@@ -14,31 +14,18 @@ from __future__ import annotations
 from typing import Any
 
 from eventlog import run as _run
+from eventlog.artifact import Artifact
 from eventlog.errors import EventlogError, NotARun, RootNotWritable, RunExists, RunNotFound
-from eventlog.not_yet import (
-    Artifact,
-    Audio,
-    Histogram,
-    Html,
-    Image,
-    Settings,
-    Table,
-    Video,
-    alert,
-    log_artifact,
-    log_code,
-    login,
-    save,
-    unwatch,
-    use_artifact,
-    watch,
-)
+from eventlog.media import Audio, Histogram, Html, Image, Video
+from eventlog.not_yet import Settings, log_code, login, unwatch, use_artifact, watch
 from eventlog.reader import read
-from eventlog.run import Run, init
+from eventlog.run import AlertLevel, Run, init
+from eventlog.table import Table
 from eventlog.trajectory import ToolCall, Trajectory, Turn
 
 __version__ = _run.VERSION
 __all__ = [
+    "AlertLevel",
     "Artifact",
     "Audio",
     "EventlogError",
@@ -86,6 +73,21 @@ def log_trajectory(trajectory: Trajectory, step: int | None = None) -> None:
 def define_metric(name: str, *args: Any, **options: Any) -> None:
     """Say how W&B shows a metric of the current run; see `Run.define_metric`."""
     _current().define_metric(name, *args, **options)
+
+
+def alert(title: str, text: str, *args: Any, **options: Any) -> None:
+    """Have W&B notify people of the current run; see `Run.alert`."""
+    _current().alert(title, text, *args, **options)
+
+
+def save(glob_str: Any, *args: Any, **options: Any) -> list[str]:
+    """Save files with the current run; see `Run.save`."""
+    return _current().save(glob_str, *args, **options)
+
+
+def log_artifact(artifact_or_path: Any, *args: Any, **options: Any) -> Artifact:
+    """Make an artifact an output of the current run; see `Run.log_artifact`."""
+    return _current().log_artifact(artifact_or_path, *args, **options)
 
 
 def finish(exit_code: int | None = None, quiet: bool | None = None) -> None:

@@ -28,15 +28,13 @@ import click
 
 from eventlog.errors import NotARun
 from eventlog.piece import RUN_FILE, RunIdentity, closed, lock_text, primaries, this_boot_id, this_host
-from eventlog.reader import Damage, StreamReader, end_of, find_runs, writers
-from eventlog.record import LINE_MAX_BYTES, BadLine, Record, encode_data, record_of, unframe
+from eventlog.reader import Damage, StreamReader, backwards, end_of, find_runs, writers
+from eventlog.record import Record, encode_data
 from eventlog.segment import STREAMS, segments_in
 
 _POLL_S = 0.2
 # Nothing heard for so long from another machine, whose lock cannot be seen: FORMAT.md, "Pieces and writers".
 _STALE_S = 600.0
-# How much of a segment's end is read at first in search of the last step.
-_TAIL_BYTES = 64 * 1024
 # So many bad places of one stream are listed one by one.
 _LISTED_MAX = 20
 _FOUND, _DAMAGED, _WRONG_USAGE = 0, 1, 2
@@ -301,26 +299,8 @@ def _backwards(piece_dir: Path) -> Iterator[Record]:
             fd = os.open(piece_dir / segment.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             continue
-        with open(fd, "rb") as file:
-            end = os.fstat(fd).st_size
-            tail, seen_newline = b"", False
-            while end > 0 and len(tail) <= LINE_MAX_BYTES:
-                begin = max(0, end - _TAIL_BYTES)
-                file.seek(begin)
-                lines = (file.read(end - begin) + tail).split(b"\n")
-                if not seen_newline and len(lines) > 1:
-                    # What follows the last newline was never committed.
-                    lines.pop()
-                    seen_newline = True
-                # The first of them may begin further up.
-                tail, end = lines[0], begin
-                for line in reversed(lines if begin == 0 and seen_newline else lines[1:]):
-                    try:
-                        content = unframe(line)
-                        if "seq" in content:
-                            yield record_of(content)
-                    except BadLine:
-                        continue
+        with open(fd, "rb"):
+            yield from backwards(fd)
 
 
 # ── what a run holds, in one pass ────────────────────────────────────────────────────────────────────────────
@@ -490,6 +470,10 @@ def _proof_of(run: str, run_dir: Path, writer: str, stream: str) -> Proof:
         proof.records += len(chunk.records)
         proof.dropped += sum(r.data.get("dropped", 0) for r in chunk.records if r.kind == "gap")
         _note_damage(proof, chunk.damage)
+        if chunk.blocked is not None:
+            # Nothing is known to be lost, but nothing from here on is known to be there either.
+            at = reader.next_seq
+            _note_damage(proof, [Damage(run_dir / writer, 0, at, at - 1, chunk.blocked)])
     if is_closed:
         _note_damage(proof, reader.end())
     proof.torn_bytes = reader.torn_bytes()

@@ -2,7 +2,8 @@
 
 Invariants
 ----------
-* A cursor is replaced whole; the generation before it stays until the next: one of the two can always be read.
+* A cursor is replaced whole, and the last generation that was made durable stays beside it: whatever is killed or
+  loses its power, one of the two can be read.
 * What is read back is what was written, or nothing: both generations carry a checksum.
 * An older generation is safe to go on from: it only means lines sent again at the place where they already are.
 
@@ -11,21 +12,25 @@ What the numbers mean is decided by `syncd`; here they are kept.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from eventlog.piece import sync_directory
+from eventlog.piece import lock_text, sync_directory
 from eventlog.record import BadLine, frame_object, unframe_object
 
 FORMAT = 1
 SYNC_DIR = "sync"
+# What a person may choose for a run that is parked or waiting: the cursor's `choice`.
+APPEND = "append"
+CONTINUE = "continue"
+_RUN_ID_FILE = "run-id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +58,21 @@ class Cursor:
     """One generation.  Field by field as FORMAT.md has it."""
 
     sink: Sink
+    rank: int = 0
     attach: dict[str, Any] | None = None
     told: dict[str, Any] = field(default_factory=dict)
     pieces: list[str] = field(default_factory=list)
     acked: dict[str, int] = field(default_factory=dict)
     next: dict[str, Any] | None = None
     fold: dict[str, Any] | None = None
+    console: dict[str, Any] | None = None
+    files: dict[str, Any] | None = None
+    made: dict[str, str] = field(default_factory=dict)
+    alerted: dict[str, Any] | None = None
     stubs: list[list[Any]] = field(default_factory=list)
     finished: bool = False
+    stopped: str | None = None
+    choice: str | None = None
     state: str = "waiting"
     error: str | None = None
     not_shown: dict[str, int] = field(default_factory=dict)
@@ -82,21 +94,75 @@ def save(run_dir: Path, cursor: Cursor, now_us: int, durable: bool = False) -> C
     written = replace(cursor, generation=cursor.generation + 1, time=now_us)
     path = directory / f"{cursor.sink.name}.json"
     temporary = path.with_suffix(".json.new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    # A kill between the two renames below leaves it as another name of the durable generation.
+    temporary.unlink(missing_ok=True)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         _write_all(fd, _line_of(written))
         if durable:
             os.fsync(fd)
     finally:
         os.close(fd)
-    # There is nothing to keep before the first generation.
-    with suppress(FileNotFoundError):
-        os.replace(path, _previous(path))
-    # Killed right here, the previous generation is the newest one, and says so by its number.
+    if durable:
+        # One file under both names: what comes after it takes the one, and leaves the other until it is durable too.
+        linked = path.with_suffix(".json.durable")
+        linked.unlink(missing_ok=True)
+        os.link(temporary, linked)
+        os.replace(linked, _previous(path))
     os.replace(temporary, path)
     if durable:
         sync_directory(directory)
     return written
+
+
+def forget(run_dir: Path, sink: Sink) -> None:
+    """Delete what is known of one destination."""
+    path = run_dir / SYNC_DIR / f"{sink.name}.json"
+    for generation in (path, _previous(path)):
+        generation.unlink(missing_ok=True)
+
+
+def lock(run_dir: Path, sink: Sink) -> int | None:
+    """Return a descriptor that holds the run for one uploader to that sink, or None if another process has it."""
+    directory = run_dir / SYNC_DIR
+    directory.mkdir(mode=0o700, exist_ok=True)
+    path = directory / f"{sink.name}.lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def run_id_there(run_dir: Path) -> str | None:
+    """Return the run id under which a person wants the run uploaded, if it is not its own."""
+    return _text_of(run_dir / SYNC_DIR / _RUN_ID_FILE)
+
+
+def vouch_for_end(run_dir: Path, writer: str) -> None:
+    """Take a person's word that a writer on another host, whose lock says nothing here, is gone for good."""
+    directory = run_dir / SYNC_DIR
+    directory.mkdir(mode=0o700, exist_ok=True)
+    heartbeat = lock_text(run_dir / writer).get("heartbeat")
+    (directory / f"ended.{writer}").write_text(f"{heartbeat}\n")
+
+
+def is_vouched_for(run_dir: Path, writer: str) -> bool:
+    """Whether a person said that the writer is gone, and nothing was heard from it since."""
+    said = _text_of(run_dir / SYNC_DIR / f"ended.{writer}")
+    return said is not None and said == str(lock_text(run_dir / writer).get("heartbeat"))
+
+
+def upload_as(run_dir: Path, run_id: str) -> None:
+    """Let the run be uploaded under another run id from now on."""
+    directory = run_dir / SYNC_DIR
+    directory.mkdir(mode=0o700, exist_ok=True)
+    temporary = directory / f"{_RUN_ID_FILE}.new"
+    temporary.write_text(run_id + "\n")
+    os.replace(temporary, directory / _RUN_ID_FILE)
+    sync_directory(directory)
 
 
 def cursors(run_dir: Path) -> Iterator[Cursor]:
@@ -113,13 +179,26 @@ def cursors(run_dir: Path) -> Iterator[Cursor]:
             yield max(found, key=lambda cursor: cursor.generation)
 
 
+def _text_of(path: Path) -> str | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, 4096).decode().strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+    finally:
+        os.close(fd)
+
+
 def _previous(path: Path) -> Path:
     return path.with_name(path.name + ".previous")
 
 
 def _read(path: Path) -> Cursor | None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     with open(fd, "rb") as file:

@@ -3,15 +3,17 @@
 Invariants
 ----------
 * Each says once what it does not do; none raises, and none is silently wrong.
-* An object of these types, logged, is kept as text and marked as such.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import fields
 from typing import Any
+
+from eventlog.capture import Wanted
 
 _said: set[str] = set()
 
@@ -34,10 +36,7 @@ def _nothing(name: str, result: Any = None) -> Callable[..., Any]:
     return does_nothing
 
 
-alert = _nothing("alert")
-log_artifact = _nothing("log_artifact")
 log_code = _nothing("log_code")
-save = _nothing("save")
 unwatch = _nothing("unwatch")
 use_artifact = _nothing("use_artifact")
 watch = _nothing("watch")
@@ -51,49 +50,22 @@ def login(*args: Any, **options: Any) -> bool:
     return True
 
 
-class _Unstored:
-    """A value of W&B's that is not stored yet."""
+class Settings:
+    """Stands in for `wandb.Settings`: takes anything, and keeps it for the few parts that are here."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        say_once(type(self).__name__, "is not stored yet: a text stands in its place.")
+    def __init__(self, **given: Any) -> None:
+        self.given = given
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        # `table.add_data(…)`, `artifact.add_file(…)`: whatever is done to it, nothing comes of it.
-        if name.startswith("_"):
+    @classmethod
+    def of(cls, settings: Settings | Mapping[str, Any] | None) -> Settings:
+        """Return the settings that `init(settings=…)` was given; say once which of them do nothing."""
+        found = settings if isinstance(settings, cls) else cls(**dict(settings or {}))
+        known = {part.name for part in fields(Wanted)}
+        for name in sorted(found.given.keys() - known):
+            say_once(f"Settings({name}=…)", "does nothing here.")
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "given":
             raise AttributeError(name)
-        return lambda *args, **options: None
-
-    def __str__(self) -> str:
-        return f"<{type(self).__name__}: not stored>"
-
-
-class Artifact(_Unstored):
-    """Stands in for `wandb.Artifact`."""
-
-
-class Audio(_Unstored):
-    """Stands in for `wandb.Audio`."""
-
-
-class Histogram(_Unstored):
-    """Stands in for `wandb.Histogram`."""
-
-
-class Html(_Unstored):
-    """Stands in for `wandb.Html`."""
-
-
-class Image(_Unstored):
-    """Stands in for `wandb.Image`."""
-
-
-class Settings(_Unstored):
-    """Stands in for `wandb.Settings`."""
-
-
-class Table(_Unstored):
-    """Stands in for `wandb.Table`."""
-
-
-class Video(_Unstored):
-    """Stands in for `wandb.Video`."""
+        return self.given.get(name)

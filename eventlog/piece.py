@@ -65,6 +65,9 @@ class RunIdentity:
                 content["created"],
             )
             version = content["format"]
+            texts = (found.log_id, found.project, found.run_id, "" if found.entity is None else found.entity)
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("a name in it is no text")
         except FileNotFoundError:
             raise NotARun(f"{str(run_dir)!r} has no {RUN_FILE}: it is not a run of an event log.") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -258,7 +261,7 @@ def _names(directory: Path) -> list[str]:
 
 
 def _read_small(path: Path) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         return os.read(fd, 64 * 1024)
     finally:

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def rank_of(environ: Mapping[str, str]) -> int:
 
 def facts(version: str) -> dict[str, Any]:
     """Return the process's part of a `start` record."""
-    program = sys.argv[0] if sys.argv else ""
+    cwd, program, repository = _cwd(), _program(), _repository()
     return {
         "host": this_host(),
         "boot_id": this_boot_id(),
@@ -45,19 +46,74 @@ def facts(version: str) -> dict[str, Any]:
         "world_size": _first_number(os.environ, _WORLD_SIZE),
         "program": program,
         "argv": redacted_argv(sys.argv),
-        "cwd": _cwd(),
+        "cwd": cwd,
+        "code_path": relative_code_path(program, repository or Path(cwd)) if cwd else None,
+        "code_path_local": relative_code_path(program, Path(cwd)) if cwd else None,
         "executable": sys.executable,
         "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
         "os": platform.platform(),
         "cpu_count": os.cpu_count(),
-        "git": _git(),
+        "machine": machine(os.environ),
+        "email": os.environ.get("WANDB_USER_EMAIL") or None,
+        "git": _git(repository),
         "version": version,
     }
+
+
+def machine(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return what is known at once of this machine, under the names of W&B's metadata; sizes are in bytes."""
+    facts: dict[str, Any] = {"cpu_count_logical": os.cpu_count(), "slurm": _slurm(environ), **_cpu()}
+    with suppress(OSError, ValueError):
+        facts["memory"] = {"total": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")}
+    with suppress(OSError):
+        disk = os.statvfs("/")
+        used = disk.f_blocks - disk.f_bfree
+        facts["disk"] = {"/": {"total": disk.f_blocks * disk.f_frsize, "used": used * disk.f_frsize}}
+    return {name: fact for name, fact in facts.items() if fact}
+
+
+def relative_code_path(program: str, root: Path) -> str | None:
+    """Return where the program's file stands under `root`; None if it is no file, or not under it."""
+    file = Path(program)
+    try:
+        return str(file.resolve().relative_to(root.resolve())) if file.is_file() else None
+    except (OSError, ValueError):
+        return None
 
 
 def _first_number(environ: Mapping[str, str], names: tuple[str, ...]) -> int | None:
     values = (environ.get(name, "") for name in names)
     return next((int(value) for value in values if value.isascii() and value.isdigit()), None)
+
+
+def _program() -> str:
+    """Return what runs: a file, or `-m module`; WANDB_PROGRAM goes first, as with W&B's client."""
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    running = f"-m {spec.name}" if spec is not None else getattr(main, "__file__", None)
+    # W&B's words for `python -c`, for the prompt and for a notebook.
+    return os.environ.get("WANDB_PROGRAM") or running or "<python with no main file>"
+
+
+def _cpu() -> dict[str, Any]:
+    """Return how many cores there are, and of which kind; nothing where /proc does not say."""
+    cores: set[tuple[str, str]] = set()
+    said: dict[str, str] = {}
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            name, _, value = line.partition(":")
+            said[name.strip()] = value.strip()
+            if name.startswith("core id"):
+                cores.add((said.get("physical id", ""), value.strip()))
+    model = said.get("model name")
+    return {"cpu_count": len(cores), "cpu": {"model": model} if model else None}
+
+
+def _slurm(environ: Mapping[str, str]) -> dict[str, str]:
+    # Slurm's own token is the one of its variables that opens anything.
+    names = (name for name in environ if name.startswith("SLURM_") and name != "SLURM_JWT")
+    return {name.removeprefix("SLURM_").lower(): without_credentials(environ[name]) for name in sorted(names)}
 
 
 def _cwd() -> str | None:
@@ -67,10 +123,16 @@ def _cwd() -> str | None:
         return None
 
 
-def _git() -> dict[str, str | None] | None:
-    """Return the commit and remote of the repository around the working directory, or None outside of one."""
+def _repository() -> Path | None:
+    """Return the root of the repository around the working directory."""
     cwd = _cwd()
-    if cwd is None or not any((parent / ".git").exists() for parent in (Path(cwd), *Path(cwd).parents)):
+    around = (Path(cwd), *Path(cwd).parents) if cwd else ()
+    return next((parent for parent in around if (parent / ".git").exists()), None)
+
+
+def _git(repository: Path | None) -> dict[str, str | None] | None:
+    """Return the commit and remote of the repository, or None outside of one."""
+    if repository is None:
         return None
     remote = _git_says("config", "--get", "remote.origin.url")
     return {

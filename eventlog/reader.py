@@ -15,8 +15,9 @@ Nothing is ever written, repaired or deleted here.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +25,16 @@ from pathlib import Path
 from eventlog.errors import RunNotFound
 from eventlog.piece import RUN_FILE, primaries
 from eventlog.record import LINE_MAX_BYTES, BadLine, Record, record_of, unframe
-from eventlog.segment import Header, Segment, UnknownFormat, is_writer_name, segments_in
+from eventlog.segment import Header, Segment, UnknownFormat, is_writer_name, rank_of_writer, segments_in
 
 CHUNK_BYTES = 1024 * 1024
+# Not waiting: whoever may write in a shared root may put a FIFO there.
+OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 HINT_BYTES = 64 * 1024
+# A header and a record of usual size: whoever wants one record need not check a thousand.
+FIRST_BYTES = 4096
+# A query looks at the end of every file that may still grow: a few records are enough to find the last.
+TAIL_BYTES = 8 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,12 @@ class Chunk:
     damage: list[Damage] = field(default_factory=list)
     more: bool = False
     """There is more on the disk right now; without it, the reader stands at the committed end."""
+    blocked: str | None = None
+    """Why a segment that is there cannot be read just now: what comes after it waits."""
+
+
+class _Foreign(BadLine):
+    """A header that names another log: somebody put the file here."""
 
 
 @dataclass(slots=True)
@@ -67,10 +80,19 @@ class StreamReader:
     """Reads one stream of one piece, and can be asked again for what came since."""
 
     def __init__(
-        self, piece_dir: Path, stream: str = "events", seq: int = 0, hint: tuple[str, int] | None = None
+        self,
+        piece_dir: Path,
+        stream: str = "events",
+        seq: int = 0,
+        hint: tuple[str, int] | None = None,
+        log_id: str | None = None,
     ) -> None:
-        """Begin at `seq`; `hint` is the `place` of an earlier reader there, and saves reading up to it."""
+        """Begin at `seq`; `hint` is the `place` of an earlier reader there, and saves reading up to it.
+
+        With `log_id`, segments whose headers name another log are damage.
+        """
         self.piece_dir = piece_dir
+        self.log_id = log_id
         self.stream = stream
         self.next_seq = seq
         self.header: Header | None = None
@@ -84,8 +106,15 @@ class StreamReader:
 
     @property
     def place(self) -> tuple[str, int] | None:
-        """The segment's name and the byte where the next line begins."""
-        return (self._segment.name, self._offset) if self._segment else None
+        """The segment's name and the byte where the next line begins.
+
+        While it is not known what a wrong line cost, that is where this line begins: who goes on from there meets it too.
+        """
+        if self._segment is None:
+            return None
+        suspect = self._suspect
+        is_here = suspect is not None and suspect.path.name == self._segment.name
+        return self._segment.name, suspect.offset if suspect is not None and is_here else self._offset
 
     def has_grown(self) -> bool:
         """Say whether anything was written since the last `read`, for the price of a `stat`, or of a listing if not."""
@@ -108,14 +137,14 @@ class StreamReader:
             self._segment, self._offset = None, 0
         self._hinted = False
         if self._segment is None:
-            started = [s for s in segments if s.first_seq <= self.next_seq]
             if not segments:
                 return chunk
-            # The last that can hold the seq; if even the first begins later, what came before is missing.
-            self._segment = started[-1] if started else segments[0]
+            self._segment = self._beginning(segments)
         budget = limit_bytes
         while True:
             read_bytes = self._read_segment(chunk, budget)
+            if chunk.blocked is not None:
+                return chunk
             budget -= read_bytes
             if budget <= 0:
                 chunk.more = True
@@ -131,7 +160,7 @@ class StreamReader:
     def first(self) -> Record | None:
         """Return the next record, if there is one; the reader is of no further use after it."""
         while True:
-            chunk = self.read(HINT_BYTES)
+            chunk = self.read(FIRST_BYTES)
             if chunk.records:
                 return chunk.records[0]
             if not chunk.more:
@@ -153,6 +182,20 @@ class StreamReader:
         except OSError:
             return 0
 
+    def _beginning(self, segments: list[Segment]) -> Segment:
+        """Return the first segment that can hold the next seq, without reading those before it."""
+        started = [s for s in segments if s.first_seq <= self.next_seq]
+        if not started:
+            # What came before is missing.
+            return segments[0]
+        # A segment that was begun to hold records once more may have been cut short: then they are in the one before.
+        while len(started) > 1:
+            last = _last_record(self.piece_dir / started[-2].name)
+            if last is None or last.seq < self.next_seq:
+                break
+            started.pop()
+        return started[-1]
+
     def _segments(self) -> list[Segment]:
         try:
             return segments_in(os.listdir(self.piece_dir), self.stream)
@@ -163,7 +206,7 @@ class StreamReader:
         """Whether a line begins at the hinted byte, and no record before it is missing from the seqs."""
         assert self._segment is not None
         try:
-            fd = os.open(self.piece_dir / self._segment.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(self.piece_dir / self._segment.name, OPEN_FLAGS)
         except OSError:
             return False
         try:
@@ -187,15 +230,24 @@ class StreamReader:
         assert self._segment is not None
         path = self.piece_dir / self._segment.name
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(path, OPEN_FLAGS)
         except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+                # No permission, a stale handle, too many files: it may be readable in a moment.
+                chunk.blocked = f"{path.name} cannot be opened: {error.strerror}"
+                return 0
             self._suspect = self._suspect or _Suspect(path, 0, f"cannot be opened: {error.strerror}")
             return 0
         try:
             self._seen_bytes = os.fstat(fd).st_size
+            if self._seen_bytes < self._offset:
+                # What is written there from now on begins further up; what was read is known by its seq.
+                self._suspect = self._suspect or _Suspect(path, self._seen_bytes, "the file became shorter")
+                self._offset = 0
             data = _whole_lines(fd, self._offset, limit_bytes)
-            if not data and self._seen_bytes < self._offset:
-                self._suspect = self._suspect or _Suspect(path, self._offset, "the file became shorter")
+        except OSError as error:
+            chunk.blocked = f"{path.name} cannot be read: {error.strerror}"
+            return 0
         finally:
             os.close(fd)
         at = 0
@@ -217,11 +269,14 @@ class StreamReader:
         try:
             content = unframe(line)
             if "format" in content:
-                self.header = Header.of(content)
+                header = Header.of(content)
+                if self.log_id not in (None, header.log_id):
+                    raise _Foreign(f"the segment belongs to another log ({header.log_id})")
+                self.header = header
                 return
             record = record_of(content)
         except BadLine as error:
-            if isinstance(error, UnknownFormat):
+            if isinstance(error, (UnknownFormat, _Foreign)):
                 self._refused = self._segment
             self._suspect = self._suspect or _Suspect(path, self._offset, str(error))
             return
@@ -254,6 +309,8 @@ def read(
         while True:
             chunk = reader.read()
             yield from chunk.records
+            if chunk.blocked is not None:
+                raise OSError(f"run {str(run_dir)!r}: {chunk.blocked}. The log itself is intact.")
             if not chunk.more:
                 break
 
@@ -274,30 +331,37 @@ def end_of(piece_dir: Path, stream: str = "events") -> tuple[int, int]:
     return 0, 0
 
 
+def backwards(fd: int) -> Iterator[Record]:
+    """Yield a segment's committed records, the newest first; damage is passed over.
+
+    Ends at a line that is longer than a record may be. Memory is one read, or one line where a line is longer.
+    """
+    end = os.fstat(fd).st_size
+    want, rest, is_committed = TAIL_BYTES, b"", False
+    while end > 0 and len(rest) <= LINE_MAX_BYTES:
+        begin = max(0, end - want)
+        lines = (os.pread(fd, end - begin, begin) + rest).split(b"\n")
+        if not is_committed and len(lines) > 1:
+            # What follows the last newline was never committed.
+            lines.pop()
+            is_committed = True
+        # The first may begin further up: only at the start of the file it is whole.
+        rest, end = lines[0], begin
+        for line in reversed(lines if begin == 0 and is_committed else lines[1:]):
+            with suppress(BadLine):
+                content = unframe(line)
+                if "seq" in content:
+                    yield record_of(content)
+        want = min(4 * want, CHUNK_BYTES)
+
+
 def _last_record(path: Path) -> Record | None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, OPEN_FLAGS)
     except OSError:
         return None
-    try:
-        size = os.fstat(fd).st_size
-        want = HINT_BYTES
-        while True:
-            begin = max(0, size - want)
-            lines = os.pread(fd, size - begin, begin).split(b"\n")[:-1]
-            # The first may be the end of a longer line: only a read from the start of the file has it whole.
-            for line in reversed(lines if begin == 0 else lines[1:]):
-                try:
-                    content = unframe(line)
-                    if "seq" in content:
-                        return record_of(content)
-                except BadLine:
-                    continue
-            if begin == 0 or want > LINE_MAX_BYTES:
-                return None
-            want *= 8
-    finally:
-        os.close(fd)
+    with open(fd, "rb"):
+        return next(backwards(fd), None)
 
 
 def writers(run_dir: Path) -> list[str]:
@@ -307,12 +371,31 @@ def writers(run_dir: Path) -> list[str]:
     return [*primary, *others]
 
 
+def pieces_of(run_dir: Path, rank: int, known: Sequence[str] = ()) -> list[str]:
+    """Return the directories of what one rank wrote, in the order of its history.
+
+    The primary pieces have numbers. Those of another rank are ordered by the clock of the host that began them, but for
+    the `known` ones, by their tokens: they come first and in that order, since hosts' clocks differ.
+    """
+    if rank == 0:
+        return primaries(run_dir)
+    timed = []
+    for name in os.listdir(run_dir):
+        if rank_of_writer(name) == rank:
+            reader = StreamReader(run_dir / name)
+            reader.first()
+            token, time_us = (reader.header.token, reader.header.time_us) if reader.header else ("", 0)
+            number = known.index(token) if token in known else len(known)
+            timed.append((number, time_us, name))
+    return [name for _, _, name in sorted(timed)]
+
+
 def find_runs(root: Path) -> Iterator[Path]:
     """Yield the run directories below `root`, sorted: `<root>/<project>/<run_id>` with a `run.json` in it."""
     for project in _directories(root):
         for run_dir in _directories(project):
             # Another user's run, below a root that is shared, may not let us look.
-            with suppress(PermissionError):
+            with suppress(OSError):
                 if (run_dir / RUN_FILE).is_file():
                     yield run_dir
 
@@ -321,7 +404,7 @@ def _directories(parent: Path) -> list[Path]:
     try:
         with os.scandir(parent) as entries:
             return sorted(Path(e.path) for e in entries if e.is_dir(follow_symlinks=False))
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
+    except OSError:
         return []
 
 

@@ -1,7 +1,8 @@
 """A run as a training script sees it: what is called here is on the disk when the call returns.
 
     init ──▶ Run ── log ──▶ StreamWriter ──▶ segments ◀── syncd, analysis
-                     └── step rule: W&B's, applied before the record is written
+                     ├── step rule: W&B's, applied before the record is written
+                     └── media ──▶ RunFiles ──▶ files/<sha256>
 
 Invariants
 ----------
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import math
 import operator
 import os
 import sys
@@ -25,18 +27,25 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from datetime import timedelta
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
 from eventlog import not_yet, roots
+from eventlog.artifact import Artifact, of_path, with_latest
+from eventlog.capture import Capture, Wanted
 from eventlog.entry import Entry, enter, random_id
 from eventlog.errors import EventlogError, RootNotWritable
+from eventlog.files import NotKept, RunFiles
 from eventlog.logged import Config, Summary, as_config
-from eventlog.piece import HEARTBEAT_S, Piece, RunIdentity, claim_secondary
+from eventlog.not_yet import Settings
+from eventlog.piece import HEARTBEAT_S, Piece, RunIdentity, claim_secondary, primaries
 from eventlog.process import facts, rank_of
 from eventlog.record import TextMark, encode_data
 from eventlog.redact import redacted, without_key
+from eventlog.store import Store
 from eventlog.trajectory import Trajectory, encode_trajectory
 from eventlog.writer import DURABILITIES, RETRY_S, StreamWriter
 
@@ -47,11 +56,14 @@ _ACK_POLL_S = 0.5
 # What a traceback says is at its end.
 _ERROR_MAX_CHARS = 8000
 _STEP_MAX = 2**63 - 1
+# W&B's: how long it stays quiet about alerts of one title.
+_ALERT_WAIT_S = 60.0
 _DEFAULT_PROJECT = "uncategorized"
 _MODES = {"online": "online", "offline": "offline", "disabled": "disabled", "shared": "online"}
 _MODES |= {"run": "online", "dryrun": "offline"}
 _RESUMES: dict[Any, str | None] = {None: None, False: None, "": None, True: "allow", "auto": "allow"}
 _RESUMES |= {"allow": "allow", "must": "must", "never": "never"}
+_UPLOAD_RANKS = {"primary": "primary", "all": "all"}
 _REINITS = (None, True, False, "default", "create_new", "return_previous", "finish_previous")
 _SUMMARIES = frozenset({"min", "max", "mean", "best", "last", "first", "copy", "none"})
 # Arguments of wandb.init that mean nothing here: a script that gives them runs, and is told.
@@ -67,11 +79,17 @@ _NOT_OURS |= {
     "magic",
     "monitor_gym",
     "resume_from",
-    "save_code",
-    "settings",
     "sync_tensorboard",
     "tensorboard",
 }
+
+
+class AlertLevel(Enum):
+    """How loud an alert is."""
+
+    INFO = "INFO"
+    WARN = "WARN"
+    ERROR = "ERROR"
 
 
 def step_rule(current: int, step: int | None, commit: bool | None) -> tuple[int, bool, int]:
@@ -129,10 +147,13 @@ class Run:
         self._said: set[str] = set()
         self._api_key = os.environ.get("WANDB_API_KEY")
         self._lost = 0
+        self._was_stopped = False
+        self._stop_look_at_s = 0.0
         self._piece: Piece | None = None
         self._events: StreamWriter | None = None
-        self._trajectories: StreamWriter | None = None
-        self._renew_locks()
+        # The streams beside the events, by name; each is opened by its first record.
+        self._beside: dict[str, StreamWriter] = {}
+        self._begin_anew()
 
     @property
     def step(self) -> int:
@@ -142,8 +163,20 @@ class Run:
     @property
     def dropped(self) -> int:
         """How many records are not in the log (or, with durability "always", not known to be on the disk)."""
-        writers = (self._events, self._trajectories)
-        return self._lost + sum(writer.dropped for writer in writers if writer is not None)
+        return self._lost + sum(writer.dropped for writer in self._writers())
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether somebody pressed Stop on the run's page; `syncd` hears of it when it uploads."""
+        from eventlog.cursor import cursors
+
+        # Asked at each step of a training: a look a second is enough.
+        if not self._was_stopped and time.monotonic() >= self._stop_look_at_s:
+            self._stop_look_at_s = time.monotonic() + _ACK_POLL_S
+            # The word was for one piece, and not for the one that resumes it. Other ranks obey the primary's.
+            current = primaries(self.dir)[-1:] + ([self._piece.writer] if self._piece else [])
+            self._was_stopped = any(cursor.stopped in current for cursor in cursors(self.dir))
+        return self._was_stopped
 
     @property
     def path(self) -> str:
@@ -165,6 +198,10 @@ class Run:
         events = self._events or self._open()
         if events is None:
             return
+        if as_text and any(mark[0] == "lossy" for mark in as_text):
+            # Only what JSON has no word for can be media. Their names have the step before this call, as W&B's do.
+            data = self._files.shown(data, "", self._step)
+            encoded, as_text = encode_data(data)
         with events.lock:
             current = self._step
             step, closes, self._step = step_rule(current, step, commit)
@@ -190,12 +227,8 @@ class Run:
             raise TypeError(f"log_trajectory takes an eventlog.Trajectory, not {trajectory!r}.")
         step = self._step if step is None else _as_step(step)
         encoded, as_text = encode_trajectory(trajectory)
-        if self._events is None and self._open() is None:
-            return
-        writer = self._trajectories or self._open_trajectories()
-        if writer is None:
-            return
-        if not writer.append_encoded("trajectory", encoded, as_text, time_us, step):
+        writer = self._writer_of("trajectories")
+        if writer is not None and not writer.append_encoded("trajectory", encoded, as_text, time_us, step):
             self._say_dropped(writer)
 
     def define_metric(
@@ -233,13 +266,81 @@ class Run:
         given = {key: value for key, value in options.items() if value is not None}
         self._record("define_metric", {"name": name, **given})
 
+    def alert(
+        self,
+        title: str,
+        text: str,
+        level: AlertLevel | str | None = None,
+        wait_duration: float | timedelta | None = None,
+    ) -> None:
+        """Have W&B notify people; of equal titles within `wait_duration` (seconds; one minute) it notifies once."""
+        word = level.value if isinstance(level, AlertLevel) else level or "INFO"
+        if word not in AlertLevel.__members__:
+            raise ValueError(f"level is one of {', '.join(AlertLevel.__members__)}, not {level!r}.")
+        wait_s = wait_duration.total_seconds() if isinstance(wait_duration, timedelta) else wait_duration
+        if wait_s is not None and not (isinstance(wait_s, (int, float)) and 0 <= wait_s < math.inf):
+            raise ValueError(f"wait_duration is seconds or a timedelta, not {wait_duration!r}.")
+        self._record(
+            "alert",
+            {
+                "title": str(title),
+                "text": str(text),
+                "level": word,
+                "wait_s": float(wait_s or _ALERT_WAIT_S),
+            },
+        )
+
+    def save(
+        self,
+        glob_str: str | os.PathLike[str],
+        base_path: str | os.PathLike[str] | None = None,
+        policy: str = "live",
+        glob: bool = True,
+    ) -> list[str]:
+        """Save files with the run, under their paths relative to `base_path`; return these names.
+
+        "now" stores them at once, "end" at `finish`, and "live" at once and again whenever they changed.
+        """
+        pattern, base = os.fspath(glob_str), None if base_path is None else os.fspath(base_path)
+        if pattern.startswith(("gs://", "s3://")):
+            raise ValueError(
+                f"{pattern!r} is not a local file. Log a reference: run.log_artifact({pattern!r})."
+            )
+        if self._events is None and self._open() is None:
+            return []
+        return self._files.save(pattern, base, policy, glob)
+
+    def log_artifact(
+        self,
+        artifact_or_path: Artifact | str | os.PathLike[str],
+        name: str | None = None,
+        type: str | None = None,
+        aliases: str | Iterable[str] | None = None,
+        tags: str | Iterable[str] | None = None,
+    ) -> Artifact:
+        """Make an artifact, or a file, directory or URI as one, an output of the run.
+
+        Its files are copied now. `syncd` uploads it, as the next version of its name.
+        """
+        names = with_latest(aliases)
+        labels = _as_tags(tags or ()) or []
+        if isinstance(artifact_or_path, (str, os.PathLike)):
+            artifact = of_path(artifact_or_path, self.id, name, type)
+        elif isinstance(artifact_or_path, Artifact):
+            artifact = artifact_or_path
+        else:
+            raise TypeError(f"log_artifact takes an eventlog.Artifact or a path, not {artifact_or_path!r}.")
+        if self._events is not None or self._open() is not None:
+            with suppress(NotKept):
+                self._files.keep_artifact(artifact, names, labels, self._step)
+        return artifact
+
     def flush(self, durable: bool = False) -> bool:
         """Return whether all that was logged is where it should be.
 
         It survives this process without any call. With `durable`, wait until it survives a power cut.
         """
-        writers = [writer for writer in (self._events, self._trajectories) if writer is not None]
-        are_durable = [writer.sync() for writer in writers] if durable else []
+        are_durable = [writer.sync() for writer in self._writers()] if durable else []
         return all(are_durable)
 
     def finish(
@@ -258,10 +359,13 @@ class Run:
             return
         self._is_finished = True
         self._stop.set()
-        events, trajectories = self._events, self._trajectories
+        events = self._events
         if events is not None:
-            if trajectories is not None:
-                trajectories.close()
+            if self._capture is not None:
+                self._capture.stop()
+            self._files.finish()
+            for writer in list(self._beside.values()):
+                writer.close()
             # The disk may have space again, and this is the last chance.
             events.retry_now()
             said: dict[str, Any] = {"exitcode": exit_code}
@@ -271,7 +375,8 @@ class Run:
                 self._say_dropped(events)
             events.close()
             self._lost = self.dropped
-            self._events = self._trajectories = None
+            self._events = None
+            self._beside.clear()
             with self._piece_lock:
                 if self._piece is not None:
                     self._piece.release()
@@ -283,10 +388,7 @@ class Run:
             self._wait_for_acks(sync_timeout)
 
     # W&B's methods that do nothing yet.
-    alert = staticmethod(not_yet.alert)
-    log_artifact = staticmethod(not_yet.log_artifact)
     log_code = staticmethod(not_yet.log_code)
-    save = staticmethod(not_yet.save)
     unwatch = staticmethod(not_yet.unwatch)
     use_artifact = staticmethod(not_yet.use_artifact)
     watch = staticmethod(not_yet.watch)
@@ -307,8 +409,13 @@ class Run:
 
     # ── pieces ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _renew_locks(self) -> None:
+    def _begin_anew(self) -> None:
         """Begin with free locks: in a forked child, the old ones may be held by threads that it does not have."""
+        store = Store(self.dir, is_durable=self._durability != "none")
+        self._capture: Capture | None = None
+        self._files = RunFiles(
+            self.id, store, lambda: self._writer_of("files"), self._drop_file, self._say_once
+        )
         self._opening = threading.RLock()
         self._piece_lock = threading.RLock()
         self._stop = threading.Event()
@@ -363,26 +470,50 @@ class Run:
             self._lost += 1
             return None
 
-    def _open_trajectories(self) -> StreamWriter | None:
+    def _writers(self) -> list[StreamWriter]:
+        events = self._events
+        return [*([] if events is None else [events]), *self._beside.values()]
+
+    def _writer_of(self, stream: str) -> StreamWriter | None:
+        """Return the writer of a stream beside the events, opened if it is not yet; None if it cannot be."""
+        if self._events is None and self._open() is None:
+            return None
+        return self._beside.get(stream) or self._open_beside(stream)
+
+    def _open_beside(self, stream: str) -> StreamWriter | None:
         with self._opening:
             piece, events = self._piece, self._events
-            if self._trajectories is None and piece is not None and events is not None:
+            if stream not in self._beside and piece is not None and events is not None:
                 try:
-                    self._trajectories = StreamWriter(
+                    self._beside[stream] = StreamWriter(
                         piece.dir,
                         self._identity.log_id,
                         piece.writer,
                         piece.token,
-                        "trajectories",
+                        stream,
                         self._durability,
-                        # A stream of trajectories holds nothing else: the gap is said in the events.
-                        on_drop=lambda reason: events.owe_gap(f"trajectories: {reason}"),
+                        # What such a stream dropped is said in the events, which somebody always reads.
+                        on_drop=lambda reason: events.owe_gap(f"{stream}: {reason}"),
                     )
                 except OSError as error:
                     self._lost += 1
-                    events.owe_gap(f"trajectories: {error.strerror}")
-                    self._say_once("open trajectories", f"no trajectory can be logged: {error.strerror}.")
-            return self._trajectories
+                    events.owe_gap(f"{stream}: {error.strerror}")
+                    self._say_once(
+                        f"open {stream}", f"no record of {stream} can be logged: {error.strerror}."
+                    )
+            return self._beside.get(stream)
+
+    def _drop_file(self, reason: str) -> None:
+        """Count content that could not be stored, and say so, here and in the log."""
+        self._lost += 1
+        events = self._events
+        if events is not None:
+            events.owe_gap(f"files: {reason}")
+        self._say_once(
+            "dropped file",
+            f"{reason}. Training goes on, and the rest of the row is logged; run.dropped counts what is lost. "
+            "This is said once.",
+        )
 
     def _keep(self, piece: Piece) -> None:
         """Sync each second, and say twice a minute that this process lives."""
@@ -391,6 +522,8 @@ class Run:
         while not stop.wait(_SYNC_INTERVAL_S):
             try:
                 self._sync_and_look()
+                if self._capture is not None:
+                    self._capture.flush()
                 if time.monotonic() >= heartbeat_at_s:
                     heartbeat_at_s += HEARTBEAT_S
                     with self._piece_lock:
@@ -402,9 +535,7 @@ class Run:
                 )
 
     def _sync_and_look(self) -> None:
-        for writer in (self._events, self._trajectories):
-            if writer is None:
-                continue
+        for writer in self._writers():
             if self._durability == "interval" and writer.is_dirty and not writer.sync():
                 self._say_once("sync", f"the log of {self.path} could not be synced: {writer.trouble}.")
             if writer.is_deleted():
@@ -412,14 +543,14 @@ class Run:
 
     def _after_fork(self) -> None:
         """In the child: let go of the parent's files; the next `log` claims a piece of the child's own."""
-        for writer in (self._events, self._trajectories):
-            if writer is not None:
-                writer.abandon_after_fork()
+        for writer in self._writers():
+            writer.abandon_after_fork()
         if self._piece is not None:
             self._piece.abandon_after_fork()
-        self._piece = self._events = self._trajectories = None
+        self._piece = self._events = None
+        self._beside.clear()
         self._lost = 0
-        self._renew_locks()
+        self._begin_anew()
 
     # ── records ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -427,6 +558,20 @@ class Run:
         events = self._events or self._open()
         if events is not None and not events.append(kind, data):
             self._say_dropped(events)
+
+    def _start_capture(self, wanted: Wanted) -> None:
+        """Record what is printed, how busy the machine is, and what the run runs with."""
+        self._capture = Capture(wanted, self._record_console, self._record, self._files.add)
+        for source in self._capture.start():
+            self._say_once(f"console {source}", f"what is printed to {source} cannot be captured.")
+
+    def _record_console(self, source: str, text: str) -> None:
+        writer = self._writer_of("console")
+        if writer is None:
+            return
+        encoded, as_text = self._encoded_privately({"source": source, "text": text})
+        if not writer.append_encoded("console", encoded, as_text, time.time_ns() // 1000):
+            self._say_dropped(writer)
 
     def _record_config(self, changes: dict[str, Any]) -> None:
         events = self._events or self._open()
@@ -502,13 +647,17 @@ def init(
     mode: str | None = None,
     reinit: bool | str | None = None,
     durability: str = "interval",
+    upload_ranks: str | None = None,
+    settings: Settings | Mapping[str, Any] | None = None,
+    save_code: bool | None = None,
     quiet: bool | None = None,
     **other: Any,
 ) -> Run:
     """Begin a run, or continue one, and return it.
 
     What is not given comes from W&B's environment variables. An id that exists begins a new run beside it, unless
-    `resume` says otherwise. `durability` is "interval" (on the disk within a second), "always" or "none".
+    `resume` says otherwise. `durability` is "interval" (on the disk within a second), "always" or "none". With
+    `upload_ranks="all"` W&B gets each rank as a run of its own, in one group; without, rank 0 alone.
     """
     env = os.environ
     _refuse_unknown(other)
@@ -522,6 +671,9 @@ def init(
         "group": _text("group", group or env.get("WANDB_RUN_GROUP")),
         "job_type": _text("job_type", job_type or env.get("WANDB_JOB_TYPE")),
         "mode": _one_of("mode", mode or env.get("WANDB_MODE") or "online", _MODES),
+        "upload_ranks": _one_of(
+            "upload_ranks", upload_ranks or env.get("EVENTLOG_UPLOAD_RANKS") or "primary", _UPLOAD_RANKS
+        ),
     }
     how = _one_of("resume", resume if resume is not None else env.get("WANDB_RESUME"), _RESUMES)
     if durability not in DURABILITIES:
@@ -559,6 +711,7 @@ def init(
     else:
         entry = _enter(root_dir, project, entity, run_id, how, is_quiet)
         run = _run_of(entry, name, given_config, shared, root_dir)
+        run._start_capture(Wanted.of({"save_code": save_code, **Settings.of(settings).given}, env))
         if entry.notice:
             say(entry.notice)
         _announce(run, root_dir)

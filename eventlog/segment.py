@@ -22,13 +22,13 @@ import orjson
 from eventlog.record import BadLine, frame, unframe
 
 FORMAT = 1
-STREAMS = ("events", "trajectories", "console")
+STREAMS = ("events", "trajectories", "console", "files")
 # Small enough to seal in one go, large enough that a month of training is hundreds of files, not thousands.
 ROTATE_BYTES = 64 * 1024 * 1024
 ROTATE_AGE_S = 15 * 60.0
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_SEGMENT = re.compile(r"(events|trajectories|console)-(\d{12})(?:\.(\d+))?\.jsonl")
+_SEGMENT = re.compile(r"(events|trajectories|console|files)-(\d{12})(?:\.(\d+))?\.jsonl")
 _PRIMARY = re.compile(r"main-(\d{4,})")
 _SECONDARY = re.compile(r"(rank\d+|fork|second)-[0-9a-f]{8}")
 
@@ -130,6 +130,16 @@ def primary_number(name: str) -> int | None:
     """Return the number of a primary piece, or None if `name` is not one's."""
     match = _PRIMARY.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def rank_of_writer(name: str) -> int | None:
+    """Return the rank of a secondary writer, or None if `name` is not one's.
+
+    >>> rank_of_writer("rank3-9c1d4e07")
+    3
+    """
+    match = _SECONDARY.fullmatch(name)
+    return int(match[1][4:]) if match and match[1].startswith("rank") else None
 
 
 def is_writer_name(name: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eventlog.cursor import SYNC_DIR, Cursor, Sink, cursors, load, save
+from eventlog.cursor import SYNC_DIR, Cursor, Sink, cursors, load, lock, save
 
 SINK = Sink("https://api.wandb.ai", None, "demo", "run")
 
@@ -21,12 +21,21 @@ def test_a_cursor_comes_back_as_it_was(tmp_path: Path):
     assert load(tmp_path, SINK) == written == replace(cursor, generation=1, time=5)
 
 
-def test_the_generation_before_stands_in_for_one_that_was_damaged(tmp_path: Path):
-    first = save(tmp_path, Cursor(SINK, acked={"h": 1}), now_us=1)
-    save(tmp_path, replace(first, acked={"h": 2}), now_us=2)
+def test_the_last_durable_generation_stands_in_for_one_that_was_damaged(tmp_path: Path):  # faults: 46
+    durable = save(tmp_path, Cursor(SINK, acked={"h": 1}), now_us=1, durable=True)
+    later = save(tmp_path, replace(durable, acked={"h": 2}), now_us=2)
+    save(tmp_path, replace(later, acked={"h": 3}), now_us=3)
     (tmp_path / SYNC_DIR / f"{SINK.name}.json").write_bytes(b"\0" * 40)
 
-    assert load(tmp_path, SINK) == first
+    assert load(tmp_path, SINK) == durable
+
+
+def test_one_process_at_a_time_holds_a_run_for_a_sink(tmp_path: Path):  # faults: 86
+    held = lock(tmp_path, SINK)
+
+    assert held is not None
+    assert lock(tmp_path, SINK) is None
+    os.close(held)
 
 
 def test_killed_between_the_two_renames_the_newest_is_the_one_before(tmp_path: Path):  # faults: 45
@@ -73,3 +82,28 @@ def test_two_destinations_keep_two_cursors(tmp_path: Path):
     save(tmp_path, Cursor(other, acked={"h": 2}), now_us=1)
 
     assert {cursor.sink: cursor.acked["h"] for cursor in cursors(tmp_path)} == {SINK: 1, other: 2}
+
+
+def test_a_kill_between_the_renames_of_a_durable_save_leaves_two_generations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):  # faults: 45
+    first = save(tmp_path, Cursor(SINK, acked={"h": 1}), now_us=1, durable=True)
+    path = tmp_path / SYNC_DIR / f"{SINK.name}.json"
+    rename = os.replace
+
+    def killed_at_the_second(source: Path, target: Path) -> None:
+        if target == path:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, replace(first, acked={"h": 2}), now_us=2, durable=True)
+    monkeypatch.undo()
+    durable = load(tmp_path, SINK)
+    assert durable is not None
+
+    save(tmp_path, replace(durable, acked={"h": 3}), now_us=3)
+    path.write_bytes(b"\0" * 40)
+
+    assert load(tmp_path, SINK) == durable

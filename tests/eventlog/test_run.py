@@ -214,17 +214,101 @@ def test_a_trajectory_has_a_stream_of_its_own_and_moves_no_step(tmp_path: Path):
         run.log_trajectory({"turns": []})  # type: ignore[arg-type]
 
 
-def test_wandbs_media_are_kept_as_text_and_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_media_are_files_of_the_run_before_the_row_names_them(tmp_path: Path):
     run = begin(tmp_path)
 
-    run.log({"table": eventlog.Table(columns=["a"], data=[[1]]), "loss": 1})
-    eventlog.Table().add_data(1)
-    run.alert("title", "text")
+    run.log({"loss": 1, "page": eventlog.Html("<b>x</b>"), "in": {"deep": [eventlog.Html("y")]}}, step=7)
+
+    (file, deep) = read(run.dir, "files")
+    (row,) = of_kind(run, "metrics")
+    assert row.step == 7
+    assert row.data["loss"] == 1
+    assert row.data["page"]["path"] == file.data["path"]
+    assert row.data["page"]["path"].startswith("media/html/page_0_")
+    assert row.data["in"]["deep"]["html"][0]["path"] == deep.data["path"]
+    assert row.lossy == ()
+    content = (run.dir / "files" / file.data["sha256"]).read_bytes()
+    assert content.endswith(b"<b>x</b>")
+    assert len(content) == file.data["size"]
+    assert run.summary["page"]["path"] == file.data["path"]
+
+
+def test_the_callers_row_is_not_changed_by_its_media(tmp_path: Path):
+    run = begin(tmp_path)
+    page = eventlog.Html("x")
+    row = {"page": page, "in": {"deep": page}, "nan": float("nan")}
+
+    run.log(row)
+
+    assert row["page"] is page
+    assert row["in"] == {"deep": page}
+
+
+def test_a_row_that_is_strange_all_over_keeps_its_media(tmp_path: Path):
+    run = begin(tmp_path)
+    row: dict[str, Any] = {"page": eventlog.Html("x"), "set": {1}, "big": 2**70, 3: float("inf")}
+    row["itself"] = row
+
+    run.log(row)
+
+    (record,) = of_kind(run, "metrics")
+    assert record.data["page"]["_type"] == "html-file"
+    assert (record.data["big"], record.data["3"]) == (2**70, math.inf)
+    assert ("set",) in record.lossy
+
+
+def test_a_value_that_cannot_be_stored_costs_only_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = begin(tmp_path)
+    cycle: list[Any] = [1]
+    table = eventlog.Table(columns=["a"], allow_mixed_types=True)
+    table.data.append([cycle])
+    cycle.append(cycle)
+
+    run.log({"table": table, "loss": 1})
 
     (record,) = of_kind(run, "metrics")
     assert record.data == {"table": "<Table: not stored>", "loss": 1}
     assert record.lossy == (("table",),)
-    assert capsys.readouterr().err.count("Table is not stored yet") == 1
+    assert "'table' is logged as a text" in capsys.readouterr().err
+
+
+def test_a_tables_artifact_is_recorded_once_for_each_state_of_it(tmp_path: Path):
+    run = begin(tmp_path)
+    table = eventlog.Table(columns=["a"], data=[[1]])
+
+    run.log({"table": table})
+    run.log({"table": table})
+
+    kinds = [record.kind for record in read(run.dir, "files")]
+    assert kinds == ["file", "artifact"]
+    first, second = (record.data["table"] for record in of_kind(run, "metrics"))
+    assert first == second
+
+
+def test_an_alert_is_a_record(tmp_path: Path):
+    from datetime import timedelta
+
+    run = begin(tmp_path)
+
+    run.alert("loss", "it is NaN", level=eventlog.AlertLevel.ERROR, wait_duration=timedelta(minutes=2))
+    eventlog.alert("again", "and again", "WARN", 5)
+    run.alert("plain", "text")
+
+    assert [record.data for record in of_kind(run, "alert")] == [
+        {"title": "loss", "text": "it is NaN", "level": "ERROR", "wait_s": 120.0},
+        {"title": "again", "text": "and again", "level": "WARN", "wait_s": 5.0},
+        {"title": "plain", "text": "text", "level": "INFO", "wait_s": 60.0},
+    ]
+
+
+@pytest.mark.parametrize("wrong", [{"level": "LOUD"}, {"wait_duration": -1}, {"wait_duration": "long"}])
+def test_an_alert_that_is_none_is_refused_before_anything_happens(tmp_path: Path, wrong: dict[str, Any]):
+    run = begin(tmp_path)
+
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        run.alert("title", "text", **wrong)
+
+    assert of_kind(run, "alert") == []
 
 
 # ── config, summary, definitions ─────────────────────────────────────────────────────────────────────────────
@@ -1015,10 +1099,16 @@ def test_a_forked_child_has_a_piece_of_its_own_and_leaves_its_parents_alone(tmp_
     script = """
 run = eventlog.init(project="demo", id="run", root=sys.argv[1], quiet=True)
 run.log({"from": "parent", "n": 0})
+run.log_trajectory(eventlog.Trajectory([]))
+saved = os.path.join(sys.argv[1], "saved")
+open(saved, "w").write("by the parent")
+run.save(saved, policy="live")
 child = os.fork()
 if child == 0:
     run.log({"from": "child", "n": 0})
     run.log_trajectory(eventlog.Trajectory([]))
+    run.log_artifact(saved, name="n")
+    open(saved, "w").write("by the child")
     sys.exit(0)
 assert os.waitpid(child, 0)[1] == 0
 run.log({"from": "parent", "n": 1})
@@ -1035,6 +1125,9 @@ run.log({"from": "parent", "n": 1})
         ("exit", None),
     ]
     assert len(list(read(run_dir, "trajectories", child))) == 1
+    assert [record.kind for record in read(run_dir, "files", child)] == ["artifact"]
+    assert len(list(read(run_dir, "trajectories"))) == 1
+    assert [record.kind for record in read(run_dir, "files")] == ["file", "file"]
 
 
 def test_a_forked_child_that_lives_on_does_not_make_its_dead_parent_look_alive(tmp_path: Path):

@@ -1,0 +1,156 @@
+"""Writes the log of a run that another program recorded: records that have their times already.
+
+    records from the first on, each time ──append──▶ those that are not there yet ──▶ segments
+
+Invariants
+----------
+* Given the same events and console again, it writes none twice: their number says which are there. So whoever
+  translates a file that still grows begins at its beginning each time, and a killed translation is begun again.
+* Its lock is held while it is open: to a reader the writer lives for as long.
+* What `flush` returned from survives a power cut.
+
+Unlike a training run's writer it is not in the way of anything: a full disk raises `OSError`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from eventlog.piece import LOCK_FILE, RunIdentity, sync_directory, this_boot_id, this_host
+from eventlog.reader import end_of
+from eventlog.record import encode
+from eventlog.segment import ROTATE_BYTES, Header, Segment
+
+_BUFFER_BYTES = 256 * 1024
+
+
+class ImportedPiece:
+    """One piece of an imported run."""
+
+    def __init__(self, run_dir: Path, identity: RunIdentity, writer: str, token: str, lock_fd: int) -> None:
+        self.dir = run_dir / writer
+        self._lock_fd = lock_fd
+        self._streams = {
+            stream: _Stream(self.dir, identity.log_id, writer, token, stream)
+            for stream in ("events", "console", "files")
+        }
+        # What is known of a file changes between two looks at it: whoever adds one knows what is there.
+        self._streams["files"].go_to_end()
+
+    @classmethod
+    def open(cls, run_dir: Path, identity: RunIdentity, writer: str, token: str) -> ImportedPiece | None:
+        """Open the piece, which may be there already; return None while another process has it open."""
+        directory = run_dir / writer
+        directory.mkdir(mode=0o700, exist_ok=True)
+        lock_fd = _locked(directory)
+        return cls(run_dir, identity, writer, token, lock_fd) if lock_fd is not None else None
+
+    def append(
+        self,
+        stream: str,
+        kind: str,
+        data: Mapping[str, Any],
+        time_us: int,
+        step: int | None = None,
+        commit: bool = False,
+    ) -> None:
+        """Take the next record of `events` or `console`, and write it unless it is there; of `files`, a new one."""
+        self._streams[stream].append(kind, data, time_us, step, commit)
+
+    def flush(self) -> None:
+        """Make all that was appended durable."""
+        for stream in self._streams.values():
+            stream.close()
+        sync_directory(self.dir)
+
+    def close(self) -> None:
+        """Let the piece go: to a reader its writer is dead from now on."""
+        for stream in self._streams.values():
+            stream.close()
+        os.close(self._lock_fd)
+
+
+class _Stream:
+    """One stream: counts what it is given, and writes what is new."""
+
+    def __init__(self, piece_dir: Path, log_id: str, writer: str, token: str, stream: str) -> None:
+        self._dir = piece_dir
+        self._identity = (log_id, writer, token, stream)
+        self._there = end_of(piece_dir, stream)[0]
+        self._seq = 0
+        self._fd = -1
+        self._size = 0
+        self._lines: list[bytes] = []
+        self._waiting_bytes = 0
+
+    def append(
+        self, kind: str, data: Mapping[str, Any], time_us: int, step: int | None, commit: bool
+    ) -> None:
+        seq, self._seq = self._seq, self._seq + 1
+        if seq < self._there:
+            return
+        line = encode(seq, time_us, kind, data, step, commit)
+        if self._fd < 0 or self._size + self._waiting_bytes + len(line) > ROTATE_BYTES:
+            self.close()
+            self._create(seq, time_us)
+        self._lines.append(line)
+        self._waiting_bytes += len(line)
+        if self._waiting_bytes >= _BUFFER_BYTES:
+            self._write()
+
+    def go_to_end(self) -> None:
+        self._seq = self._there
+
+    def close(self) -> None:
+        """Write and sync what there is; the next record begins another segment."""
+        if self._fd < 0:
+            return
+        try:
+            self._write()
+            os.fsync(self._fd)
+        finally:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _create(self, first_seq: int, time_us: int) -> None:
+        log_id, writer, token, stream = self._identity
+        attempt = 0
+        while True:
+            # A killed translation may have left a segment of that name, with nothing whole in it.
+            path = self._dir / Segment(stream, first_seq, attempt).name
+            try:
+                self._fd = os.open(
+                    path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
+                )
+                break
+            except FileExistsError:
+                attempt += 1
+        header = Header(log_id, writer, token, stream, first_seq, time_us).encode()
+        self._lines, self._waiting_bytes, self._size = [header], len(header), 0
+
+    def _write(self) -> None:
+        data = memoryview(b"".join(self._lines))
+        self._size += len(data)
+        self._lines, self._waiting_bytes = [], 0
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+
+def _locked(directory: Path) -> int | None:
+    """Return a descriptor that holds the piece's lock, or None if another process does."""
+    path = directory / LOCK_FILE
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    text = {"host": this_host(), "boot_id": this_boot_id(), "pid": os.getpid(), "heartbeat": 0}
+    os.pwrite(fd, orjson.dumps(text) + b"\n", 0)
+    return fd

@@ -1,0 +1,80 @@
+"""What a run ran with, as the files that W&B's client makes of it: the packages, and the changes not committed.
+
+Invariants
+----------
+* What cannot be found out is left out; nothing here raises for the world.
+* Nothing here is for the thread that trains: a large repository takes seconds.
+* No credential leaves in a patch.
+
+Writing the files down is the caller's.  What a moment suffices to find out stands in the `start` record (`process`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+
+from eventlog.redact import without_credentials, without_key
+
+# A larger one holds data, not code.
+PATCH_MAX_BYTES = 10 * 1024 * 1024
+_PATCH_TIMEOUT_S = 30.0
+
+
+def requirements() -> str:
+    """Return the installed packages, one `name==version` a line, as `pip install -r` reads them."""
+    from importlib.metadata import distributions
+
+    found: dict[str, str] = {}
+    for distribution in distributions():
+        try:
+            name, version = distribution.metadata["Name"], distribution.version
+        except (KeyError, TypeError, ValueError, OSError):
+            # Half-removed packages leave directories without metadata.
+            continue
+        if name:
+            # The first of a name is the one that an import finds.
+            found.setdefault(name, version)
+    return "".join(f"{name}=={found[name]}\n" for name in sorted(found, key=str.lower))
+
+
+def patch(timeout_s: float = _PATCH_TIMEOUT_S) -> bytes | None:
+    """Return what the working tree around the current directory has changed since its commit, for `git apply`.
+
+    None outside a repository, where nothing has changed, and where it is too large or takes too long.  Files that git
+    does not know are not in it.
+    """
+    command = ["git", "diff", "HEAD", "--submodule=diff", "--no-ext-diff", "--no-color"]
+    try:
+        git = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError:
+        return None
+    assert git.stdout is not None
+    with git:
+        # With the whole group: a filter that git runs would keep the pipe open.
+        limit = threading.Timer(timeout_s, _kill_group, [git])
+        limit.daemon = True
+        limit.start()
+        found = git.stdout.read(PATCH_MAX_BYTES + 1)
+        if len(found) > PATCH_MAX_BYTES:
+            _kill_group(git)
+        git.wait()
+        limit.cancel()
+    if git.returncode != 0 or not found or len(found) > PATCH_MAX_BYTES:
+        return None
+    clean = without_credentials(found.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+    return without_key(clean, os.environ.get("WANDB_API_KEY"))
+
+
+def _kill_group(git: subprocess.Popen[bytes]) -> None:
+    # Not yet waited for, so that the number is still its own.
+    if git.returncode is None:
+        os.killpg(git.pid, signal.SIGKILL)

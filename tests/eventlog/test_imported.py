@@ -1,0 +1,125 @@
+"""The log of a run that was recorded elsewhere: written again and again, it has each record once."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eventlog import imported
+from eventlog.imported import ImportedPiece
+from eventlog.piece import RunIdentity, closed
+from eventlog.reader import StreamReader, read
+from eventlog.record import Record
+
+WRITER, TOKEN = "main-0001", "0a1b2c3d"
+
+
+@pytest.fixture
+def identity() -> RunIdentity:
+    return RunIdentity("a" * 32, "demo", "run", None, 1)
+
+
+def opened(root: Path, identity: RunIdentity) -> ImportedPiece:
+    identity.publish(identity.directory(root))
+    piece = ImportedPiece.open(identity.directory(root), identity, WRITER, TOKEN)
+    assert piece is not None
+    return piece
+
+
+def imported_once(root: Path, identity: RunIdentity, rows: int) -> None:
+    piece = opened(root, identity)
+    for i in range(rows):
+        piece.append("events", "metrics", {"i": i}, 1000 + i, step=i, commit=True)
+    piece.close()
+
+
+def records(root: Path, identity: RunIdentity, stream: str = "events") -> list[Record]:
+    return list(read(identity.directory(root), stream, WRITER))
+
+
+def numbers(root: Path, identity: RunIdentity) -> list[Any]:
+    return [record.data["i"] for record in records(root, identity)]
+
+
+def test_what_is_written_comes_back_with_its_own_times(tmp_path: Path, identity: RunIdentity):
+    imported_once(tmp_path, identity, 2)
+
+    assert records(tmp_path, identity) == [
+        Record(0, 1000, "metrics", {"i": 0}, 0, True),
+        Record(1, 1001, "metrics", {"i": 1}, 1, True),
+    ]
+
+
+def test_the_same_again_adds_nothing(tmp_path: Path, identity: RunIdentity):
+    imported_once(tmp_path, identity, 3)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("events-*")}
+
+    imported_once(tmp_path, identity, 3)
+
+    assert {path: path.read_bytes() for path in tmp_path.rglob("events-*")} == before
+
+
+def test_more_of_the_same_adds_the_rest(tmp_path: Path, identity: RunIdentity):
+    for rows in (2, 2, 5, 9):
+        imported_once(tmp_path, identity, rows)
+
+    assert numbers(tmp_path, identity) == list(range(9))
+    assert StreamReader(identity.directory(tmp_path) / WRITER).read().damage == []
+
+
+@pytest.mark.parametrize("cut", range(0, 400, 7))
+def test_wherever_a_writer_was_killed_the_next_goes_on(tmp_path: Path, identity: RunIdentity, cut: int):
+    imported_once(tmp_path, identity, 4)
+    (segment,) = tmp_path.rglob("events-*")
+    os.truncate(segment, min(cut, segment.stat().st_size))
+
+    imported_once(tmp_path, identity, 6)
+
+    assert numbers(tmp_path, identity) == list(range(6))
+
+
+def test_a_file_is_added_behind_those_that_are_there(tmp_path: Path, identity: RunIdentity):
+    for name in ("a", "b"):
+        piece = opened(tmp_path, identity)
+        piece.append("files", "file", {"path": name}, 1)
+        piece.close()
+
+    assert [record.data["path"] for record in records(tmp_path, identity, "files")] == ["a", "b"]
+
+
+def test_it_lives_for_as_long_as_it_is_open(tmp_path: Path, identity: RunIdentity):
+    run_dir = identity.directory(tmp_path)
+    piece = opened(tmp_path, identity)
+    piece.append("events", "metrics", {"i": 0}, 1)
+    piece.flush()
+
+    assert not closed(run_dir, WRITER)
+    assert ImportedPiece.open(run_dir, identity, WRITER, TOKEN) is None
+
+    piece.close()
+    assert closed(run_dir, WRITER)
+
+
+def test_segments_are_as_large_as_everywhere(
+    tmp_path: Path, identity: RunIdentity, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(imported, "ROTATE_BYTES", 500)
+
+    imported_once(tmp_path, identity, 20)
+
+    assert numbers(tmp_path, identity) == list(range(20))
+    sizes = [path.stat().st_size for path in tmp_path.rglob("events-*")]
+    assert len(sizes) > 3
+    assert max(sizes) <= 500
+
+
+def test_nobody_else_may_read_it(tmp_path: Path, identity: RunIdentity):
+    imported_once(tmp_path, identity, 1)
+
+    paths = [path for path in tmp_path.rglob("*") if path.is_relative_to(identity.directory(tmp_path))]
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in paths}
+    assert set(modes.values()) == {0o600, 0o700}, modes
