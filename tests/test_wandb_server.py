@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,7 +17,17 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.wandb_server import API_KEY, Fault, ResumeAnswers, WandbServer, differences, wait_for
+from tests.wandb_server import (
+    API_KEY,
+    DeletedAnswers,
+    Fault,
+    ProjectLimit,
+    ResumeAnswers,
+    WandbServer,
+    differences,
+    make_certificates,
+    wait_for,
+)
 from tests.wandb_server.faults import RETRYABLE
 
 STARTED = json.dumps({"lr": {"value": 0.1}, "_wandb": {"value": {"t": {"5": "0.31.0"}, "m": []}}})
@@ -24,9 +36,15 @@ STARTED = json.dumps({"lr": {"value": 0.1}, "_wandb": {"value": {"t": {"5": "0.3
 class Client:
     """A client with no care at all: it sends what it is told and shows what comes back."""
 
-    def __init__(self, server: WandbServer, key: str = API_KEY, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        server: WandbServer,
+        key: str = API_KEY,
+        timeout_s: float = 10.0,
+        verify: ssl.SSLContext | bool = True,
+    ) -> None:
         self.http = httpx.Client(
-            base_url=server.base_url, auth=("api", key), timeout=timeout_s, trust_env=False
+            base_url=server.base_url, auth=("api", key), timeout=timeout_s, trust_env=False, verify=verify
         )
 
     def graphql(self, operation: str, **variables: Any) -> httpx.Response:
@@ -163,20 +181,46 @@ def test_a_run_whose_config_is_refused_is_not_created(server):
     assert server.runs() == []
 
 
-def test_a_deleted_run_cannot_be_created_again(server, client):
+def test_a_deleted_run_is_gone_and_cannot_be_created_again(server, client):
     client.graphql("DeleteRun", id=client.upsert()["bucket"]["id"])
 
-    answer = client.graphql("UpsertBucket", name="r", project="p", entity="ent")
+    upsert = client.graphql("UpsertBucket", name="r", project="p", entity="ent")
 
-    assert answer.status_code == 409
+    assert (upsert.status_code, client.post({}).status_code, client.resume()) == (409, 404, None)
+    assert "use another run id" in upsert.json()["errors"][0]["message"]
+    assert server.violations == []
 
 
-def test_an_alert_is_recorded(server, client):
-    client.graphql(
-        "NotifyScriptableRunAlert", entityName="ent", projectName="p", runName="r", title="t", text="x"
-    )
+def test_how_a_deleted_run_is_answered_can_be_chosen(server, client):
+    server.deleted_answers = DeletedAnswers(file_stream=410, upsert=400)
+    server.delete_run("ent", "p", "r")
 
-    assert [alert["title"] for alert in server.alerts] == ["t"]
+    upsert = client.graphql("UpsertBucket", name="r", project="p", entity="ent")
+
+    assert (client.post({}).status_code, upsert.status_code) == (410, 400)
+
+
+ALERT = {"entityName": "ent", "projectName": "p", "runName": "r", "text": "x", "severity": "WARN"}
+
+
+def test_alerts_are_kept_in_order_with_all_that_was_sent(server, client):
+    client.graphql("NotifyScriptableRunAlert", **ALERT, title="first", waitDuration=60_000)
+    client.graphql("NotifyScriptableRunAlert", **ALERT, title="second")
+
+    assert server.alerts == [
+        {**ALERT, "title": "first", "waitDuration": 60_000},
+        {**ALERT, "title": "second"},
+    ]
+
+
+def test_an_alert_whose_answer_was_lost_is_there_twice_if_it_is_sent_again(server, client):
+    server.faults.add("drop", applied=True, kind="graphql:NotifyScriptableRunAlert", times=1)
+    with pytest.raises(httpx.TransportError):
+        client.graphql("NotifyScriptableRunAlert", **ALERT, title="t")
+
+    client.graphql("NotifyScriptableRunAlert", **ALERT, title="t")
+
+    assert [alert["title"] for alert in server.alerts] == ["t", "t"]
 
 
 # The file stream
@@ -226,6 +270,14 @@ def test_a_gap_is_a_violation(server, client):
 
     assert "leaves a gap: offset 3, but the server has 0 lines" in server.violations[0]
     assert client.resume()["historyLineCount"] == 4
+
+
+def test_a_gap_in_the_console_is_a_violation(server, client):
+    client.console(0, "one")
+
+    client.console(2, "three")
+
+    assert "output.log leaves a gap: offset 2, but the server has 1 lines" in server.violations[0]
 
 
 def test_overwriting_a_line_by_another_is_a_violation(server, client):
@@ -298,7 +350,8 @@ def test_two_requests_in_flight_for_one_run_are_a_violation(server, client):
     server.faults.add("hang", kind="file_stream", times=1)
     first = threading.Thread(target=Client(server).post, args=({},))
     first.start()
-    wait_for(lambda: server.app.in_flight.get(("ent", "p", "r")), "the first request's arrival")
+    # Not its arrival: until the fault is taken, the second request might be the one that hangs.
+    wait_for(lambda: server.faults.happened, "the first request hanging")
 
     client.post({})
     server.faults.clear()
@@ -376,8 +429,72 @@ def test_the_stop_button_is_seen_in_the_answer(server, client):
     before = client.post({}).json()
     server.stop_run("ent", "p", "r")
 
-    assert before == {}
-    assert client.post({}).json() == {"stopped": True}
+    pressed = client.post({}).json()
+    server.stop_run("ent", "p", "r", stopped=False)
+
+    assert (before, pressed, client.post({}).json()) == ({}, {"stopped": True}, {})
+
+
+def test_a_project_has_so_many_requests_in_a_window_and_no_more():
+    clock = [1000.0]
+    with WandbServer(now=lambda: clock[0]) as server:
+        client = Client(server)
+        client.upsert()
+        server.project_limit = ProjectLimit(requests=2, per_s=10)
+
+        answers = [client.rows(0, row(0)), client.post({}), client.post({})]
+        clock[0] += 10
+        later = client.post({})
+
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert [answer.headers["RateLimit-Remaining"] for answer in answers] == ["500", "0", "0"]
+        assert (answers[2].headers["RateLimit-Reset"], answers[2].headers["Retry-After"]) == ("10", "10")
+        assert later.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "header"), [("date", "Thu, 01 Jan 1970 00:16:50 GMT"), ("seconds", "10"), (None, None)]
+)
+def test_a_refusal_by_the_rate_limit_says_when_to_come_back(retry_after, header):
+    with WandbServer(now=lambda: 1000.0) as server:
+        client = Client(server)
+        client.upsert()
+        server.project_limit = ProjectLimit(requests=1, per_s=10, retry_after=retry_after)
+
+        client.post({})
+
+        assert client.post({}).headers.get("Retry-After") == header
+
+
+def test_one_projects_limit_is_not_anothers(server, client):
+    client.upsert(project="q")
+    server.project_limit = ProjectLimit(requests=1, per_s=60)
+    client.post({})
+
+    assert client.post({}).status_code == 429
+    assert client.http.post("/files/ent/q/r/file_stream", json={}).status_code == 200
+
+
+def test_what_the_rate_limit_refuses_changes_nothing(server, client):
+    server.project_limit = ProjectLimit(requests=1, per_s=60)
+    client.post({})
+
+    client.rows(0, row(0))
+
+    assert server.run("ent", "p", "r").history == []
+
+
+def test_requests_are_counted_by_project_and_second():
+    clock = [1000.2]
+    with WandbServer(now=lambda: clock[0]) as server:
+        client = Client(server)
+        client.upsert()
+        client.post({})
+        clock[0] = 1002.9
+        client.post({})
+
+        assert server.requests_per_second("ent", "p") == {1000: 2, 1002: 1}
+        assert server.requests_per_second("ent", "q") == {}
 
 
 def test_run_ids_are_percent_decoded_in_paths(server):
@@ -514,6 +631,38 @@ def test_late_counts_catch_up_with_time():
         assert (at_once, client.resume()["historyLineCount"]) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("of", "counts"), [("history", [1, 2, 2]), ("events", [2, 1, 2]), ("console", [2, 2, 1])]
+)
+def test_each_of_the_three_counts_can_be_late_alone(server, client, of, counts):
+    server.resume = ResumeAnswers("late", of=(of,))
+    for i in range(2):
+        client.post(
+            {
+                "files": {
+                    "wandb-history.jsonl": {"offset": i, "content": [json.dumps(row(i))]},
+                    "wandb-events.jsonl": {"offset": i, "content": ["{}"]},
+                    "output.log": {"offset": i, "content": ["text"]},
+                }
+            }
+        )
+
+    status = client.resume()
+
+    names = ("historyLineCount", "eventsLineCount", "logLineCount")
+    assert [status[name] for name in names] == counts
+
+
+def test_counts_can_lack_some_lines(server, client):
+    server.resume = ResumeAnswers("late", lines=3, queries=1)
+    client.rows(0, *[row(i) for i in range(10)])
+
+    answers = [client.resume() for _ in range(2)]
+
+    assert [answer["historyLineCount"] for answer in answers] == [7, 10]
+    assert json.loads(answers[0]["historyTail"]) == ['{"_step": 6}']
+
+
 def test_a_stale_tail_is_older_than_the_count(server, client):
     server.resume = ResumeAnswers("stale", queries=None)
     client.rows(0, row(0))
@@ -567,6 +716,66 @@ def test_a_file_is_uploaded_without_a_key_and_then_announced(server, client):
     assert run.files == {"media/a b.txt": b"content"}
     assert run.uploaded == ["media/a b.txt"]
     assert server.violations == []
+
+
+def test_a_file_that_is_announced_and_was_never_put_is_a_violation(server, client):
+    client.post({"uploaded": ["media/a.txt"]})
+
+    assert "'media/a.txt' is announced as uploaded, and was not" in server.violations[0]
+
+
+def test_completing_without_a_file_that_was_promised_is_a_violation(server, client):
+    client.graphql("CreateRunFiles", entity="ent", project="p", run="r", files=["a.txt"])
+
+    client.post({"complete": True, "exitcode": 0})
+
+    assert "complete, but never uploaded: a.txt" in server.violations[0]
+
+
+def test_completing_without_a_media_file_that_a_row_names_is_a_violation(server, client):
+    image = {"_type": "image-file", "path": "media/images/a.png", "sha256": "", "size": 1}
+    client.rows(0, row(0, images={"_type": "images/separated", "all": [image]}))
+
+    client.post({"complete": True, "exitcode": 0})
+
+    assert "complete, but never uploaded: media/images/a.png" in server.violations[0]
+
+
+def test_completing_after_every_file_is_right(server, client):
+    image = {"_type": "image-file", "path": "media/images/a.png", "sha256": "", "size": 1}
+    client.rows(0, row(0, image=image))
+    upload(client, "media/images/a.png", b"x")
+
+    client.post({"uploaded": ["media/images/a.png"], "complete": True, "exitcode": 0})
+
+    assert server.violations == []
+
+
+def test_an_expired_url_is_refused_until_another_is_asked_for(server, client):
+    answer = client.graphql("CreateRunFiles", entity="ent", project="p", run="r", files=["a.txt"]).json()
+    target = answer["data"]["createRunFiles"]
+    headers = dict(header.split(": ") for header in target["uploadHeaders"])
+    server.expire_urls()
+
+    old = httpx.put(target["files"][0]["uploadUrl"], content=b"", headers=headers, trust_env=False)
+    new = upload(client, "a.txt", b"content")
+
+    assert (old.status_code, new.status_code) == (403, 200)
+    assert server.run("ent", "p", "r").files == {"a.txt": b"content"}
+
+
+def test_an_upload_that_ends_before_its_length_is_not_stored(server, client):
+    answer = client.graphql("CreateRunFiles", entity="ent", project="p", run="r", files=["a.txt"]).json()
+    url = httpx.URL(answer["data"]["createRunFiles"]["files"][0]["uploadUrl"])
+    head = f"PUT {url.raw_path.decode()} HTTP/1.1\r\nHost: x\r\nX-Upload-Token: tidelog\r\nContent-Length: 9\r\n\r\n"
+
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head.encode() + b"half")
+        connection.shutdown(socket.SHUT_WR)
+        rest = connection.recv(1000)
+
+    assert not rest.startswith(b"HTTP/1.1 200")
+    assert server.run("ent", "p", "r").files == {}
 
 
 def test_upload_urls_lead_to_another_host(server, client):
@@ -633,6 +842,15 @@ def test_an_artifact_is_committed_once_and_then_known_by_its_digest(server, clie
     assert again["data"]["createArtifact"]["artifact"]["state"] == "COMMITTED"
     assert again["data"]["createArtifact"]["artifact"]["id"] == created["id"]
     assert server.violations == []
+
+
+def test_a_client_id_that_comes_again_means_the_same_artifact(server, client):
+    first = client.graphql("CreateArtifact", input=ARTIFACT).json()
+    again = client.graphql("CreateArtifact", input=ARTIFACT).json()
+    other = client.graphql("CreateArtifact", input={**ARTIFACT, "clientID": "c2"}).json()
+
+    ids = [each["data"]["createArtifact"]["artifact"]["id"] for each in (first, again, other)]
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_an_artifact_without_its_files_is_not_committed(server, client):
@@ -787,6 +1005,52 @@ def test_uploads_can_fail_too(server, client):
     assert upload(client, "a.txt", b"").status_code == 503
 
 
+def test_a_fault_befalls_its_project_only(server, client):
+    client.upsert(project="q")
+    server.faults.add("status", status=403, project="ent/q")
+
+    assert client.post({}).status_code == 200
+    assert client.http.post("/files/ent/q/r/file_stream", json={}).status_code == 403
+    assert client.graphql("RunResumeStatus", entity="ent", project="q", name="r").status_code == 403
+
+
+def test_a_connection_can_be_reset_in_the_middle_of_a_body(server, client):
+    server.faults.add("reset", kind="file_stream", after_bytes=100_000, times=1)
+
+    with pytest.raises(httpx.TransportError):
+        client.rows(0, row(0, text="x" * 8_000_000))
+
+    assert server.run("ent", "p", "r").history == []
+    assert client.rows(0, row(0)).status_code == 200
+
+
+def test_an_upload_can_be_cut(server, client):
+    server.faults.add("reset", kind="files", after_bytes=1, times=1)
+
+    with pytest.raises(httpx.TransportError):
+        upload(client, "a.bin", b"x" * 8_000_000)
+
+    assert server.run("ent", "p", "r").files == {}
+
+
+def test_a_body_that_is_read_slowly_stalls_the_clients_writes(server, client):
+    server.faults.add("slow_read", kind="files", drip_s=0.5, over_bytes=1_000_000)
+    answer = client.graphql("CreateRunFiles", entity="ent", project="p", run="r", files=["a"]).json()
+    url = answer["data"]["createRunFiles"]["files"][0]["uploadUrl"]
+
+    with pytest.raises(httpx.WriteTimeout):
+        httpx.put(url, content=b"x" * 30_000_000, timeout=httpx.Timeout(10, write=0.1), trust_env=False)
+
+
+def test_a_body_that_is_read_slowly_arrives_whole_at_last(server, client):
+    server.faults.add("slow_read", kind="files", drip_s=0.001, times=1)
+
+    upload(client, "a.bin", b"x" * 1_000_000)
+
+    assert len(server.run("ent", "p", "r").files["a.bin"]) == 1_000_000
+    assert server.requests[-1].fault.action == "slow_read"
+
+
 def test_a_fault_lapses():
     clock = [1000.0]
     with WandbServer(now=lambda: clock[0]) as server:
@@ -815,6 +1079,100 @@ def test_down_refuses_connections_and_up_listens_on_the_same_port(server, client
     server.up()
 
     assert client.post({}).status_code == 200
+
+
+def test_in_a_silence_connections_are_accepted_and_nothing_comes_back(server):
+    server.silence()
+    waiting = Client(server, timeout_s=0.2)
+
+    with pytest.raises(httpx.ReadTimeout):
+        waiting.graphql("Viewer")
+    server.up()
+
+    assert waiting.graphql("Viewer").status_code == 200
+
+
+def test_what_was_sent_into_a_silence_is_served_after_it(server):
+    answers: list[httpx.Response] = []
+    server.silence()
+    waiting = threading.Thread(target=lambda: answers.append(Client(server).graphql("Viewer")))
+    waiting.start()
+
+    server.up()
+    waiting.join()
+
+    assert answers[0].status_code == 200
+
+
+@pytest.mark.parametrize("way", ["silence", "black_hole"])
+def test_an_open_connection_stands_still(server, way):
+    client = Client(server, timeout_s=0.2)
+    client.graphql("Viewer")
+
+    getattr(server, way)()
+
+    with pytest.raises(httpx.TimeoutException):
+        client.graphql("Viewer")
+
+
+@pytest.mark.parametrize("way", ["silence", "black_hole"])
+def test_an_open_connection_goes_on_after_it(server, way):
+    client = Client(server)
+    client.graphql("Viewer")
+    answers: list[httpx.Response] = []
+    getattr(server, way)()
+    waiting = threading.Thread(target=lambda: answers.append(client.graphql("Viewer")))
+    waiting.start()
+
+    server.up()
+    waiting.join()
+
+    assert answers[0].status_code == 200
+
+
+def test_a_black_hole_does_not_even_accept(server):
+    server.black_hole()
+
+    with pytest.raises(httpx.ConnectTimeout):
+        Client(server, timeout_s=0.3).graphql("Viewer")
+    server.up()
+
+    assert Client(server).graphql("Viewer").status_code == 200
+
+
+# TLS
+
+
+def test_a_client_that_trusts_the_ca_gets_through_and_another_does_not(tmp_path):
+    made = make_certificates(tmp_path)
+    with WandbServer(tls=made) as server:
+        trusting = Client(server, verify=ssl.create_default_context(cafile=str(made.ca)))
+
+        answer = trusting.graphql("Viewer")
+
+        assert server.base_url.startswith("https://")
+        assert answer.status_code == 200
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            Client(server).graphql("Viewer")
+
+
+def test_upload_urls_and_broken_answers_speak_tls_too(tmp_path):
+    made = make_certificates(tmp_path)
+    trust = ssl.create_default_context(cafile=str(made.ca))
+    with WandbServer(tls=made) as server:
+        client = Client(server, verify=trust)
+        client.upsert()
+        answer = client.graphql("CreateRunFiles", entity="ent", project="p", run="r", files=["a"]).json()
+        target = answer["data"]["createRunFiles"]
+        headers = dict(header.split(": ") for header in target["uploadHeaders"])
+        url = target["files"][0]["uploadUrl"]
+
+        stored = httpx.put(url, content=b"x", headers=headers, trust_env=False, verify=trust)
+        server.faults.add("drop", times=1)
+
+        assert (stored.status_code, url.startswith("https://localhost")) == (200, True)
+        with pytest.raises(httpx.TransportError):
+            client.post({})
 
 
 def test_down_drops_a_request_under_way(server):
@@ -970,14 +1328,48 @@ def test_a_server_process_is_steered_over_http(process_url):
     assert http.get("/_test/requests").json()[0]["fault"] == "status"
 
 
-def test_a_server_process_goes_down_for_some_seconds(process_url):
+def test_every_control_is_reached_over_http(process_url):
+    http = httpx.Client(base_url=process_url, auth=("api", API_KEY), trust_env=False)
+
+    def steer(path: str, **body: Any) -> Any:
+        return http.post(f"/_test/{path}", json=body).raise_for_status().json()
+
+    steer("seed", project="p", run_id="r", rows=3)
+    steer("resume", mode="late", lines=2, of=["history"])
+    status = http.post(
+        "/graphql",
+        json={
+            "operationName": "RunResumeStatus",
+            "variables": {"project": "p", "entity": "demo", "name": "r"},
+        },
+    ).json()["data"]["model"]["bucket"]
+    steer("deleted_answers", file_stream=410)
+    steer("expire_urls")
+    steer("runs/demo/p/r/stop")
+    stopped = http.post("/files/demo/p/r/file_stream", json={}).json()
+    steer("runs/demo/p/r/stop", stopped=False)
+    steer("project_limit", requests=1, per_s=60)
+    statuses = [http.post("/files/demo/p/r/file_stream", json={}).status_code for _ in range(2)]
+    steer("project_limit")
+    http.delete("/_test/runs/demo/p/r").raise_for_status()
+    statuses.append(http.post("/files/demo/p/r/file_stream", json={}).status_code)
+
+    assert (status["historyLineCount"], stopped, statuses) == (1, {"stopped": True}, [200, 429, 410])
+    assert sum(http.get("/_test/traffic/demo/p").json().values()) == 5
+
+
+@pytest.mark.parametrize("how", ["down", "silence", "black_hole"])
+def test_a_server_process_goes_away_for_some_seconds(process_url, how):
     def answers() -> bool:
         try:
-            return httpx.get(f"{process_url}/_test/health", trust_env=False).status_code == 200
+            health = httpx.get(f"{process_url}/_test/health", trust_env=False, timeout=0.2)
+            return health.status_code == 200
         except httpx.TransportError:
             return False
 
-    httpx.post(f"{process_url}/_test/down", json={"seconds": 0.5}, trust_env=False).raise_for_status()
+    httpx.post(
+        f"{process_url}/_test/down", json={"seconds": 0.5, "how": how}, trust_env=False
+    ).raise_for_status()
 
     wait_for(lambda: not answers(), "the outage")
     wait_for(answers, "its end")

@@ -5,6 +5,8 @@ Each script runs in a process of its own, because the SDK keeps a service and se
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import signal
@@ -47,7 +49,7 @@ print(json.dumps({
     "steps": [row["_step"] for row in scanned], "odd": str(scanned[3]["odd"]),
     "losses": [row["loss"] for row in run.scan_history(keys=["loss"])],
     "sampled": run.history(samples=10, pandas=False), "sampled_loss": run.history(keys=["loss"], pandas=False),
-    "files": {file.name: file.size for file in run.files()},
+    "files": {file.name: [file.size, file.md5] for file in run.files()},
     "output": open(run.file("output.log").download(root="downloads").name).read(),
     "run_ids": [each.id for each in api.runs("ent/p")],
 }, default=str))
@@ -84,6 +86,34 @@ run.upload_file("notes.txt")
 run.notes = "edited"
 run.update()
 run.stop()
+"""
+
+
+ARTIFACT = """
+import pathlib, wandb
+run = wandb.init(project="p", id="maker")
+for text in ("one", "two"):
+    pathlib.Path("data.txt").write_text(text)
+    artifact = wandb.Artifact("ds", type="dataset", description="d", metadata={"k": 1})
+    artifact.add_file("data.txt")
+    run.log_artifact(artifact, aliases=["best"]).wait()
+run.log({"table": wandb.Table(columns=["x"], data=[[1]])})
+run.finish()
+"""
+
+READ_ARTIFACTS = """
+import json, pathlib, wandb
+api = wandb.Api()
+best, first = api.artifact("ent/p/ds:best"), api.artifact("ent/p/ds:v0")
+print(json.dumps({
+    "logged": sorted(artifact.name for artifact in api.run("ent/p/maker").logged_artifacts()),
+    "best": [best.name, best.version, best.type, best.description, best.metadata, best.size, best.state],
+    "aliases": [first.aliases, sorted(best.aliases)],
+    "contents": [pathlib.Path(each.download(root=each.version), "data.txt").read_text() for each in (first, best)],
+    "files": [file.name for file in best.files()],
+    "made_by": best.logged_by().id,
+    "table": api.artifact("ent/p/run-maker-table:latest").get("table").data,
+}))
 """
 
 
@@ -254,6 +284,13 @@ def test_files_are_listed_and_downloaded(read_back):
     assert "hello from the trainer" in read_back["output"]
 
 
+def test_files_are_listed_with_size_and_md5(online, read_back):
+    content = online_run(online).files["output.log"]
+
+    md5 = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+    assert read_back["files"]["output.log"] == [len(content), md5]
+
+
 def test_the_runs_of_a_project_are_listed(read_back):
     assert read_back["run_ids"] == ["online"]
 
@@ -264,6 +301,23 @@ def test_the_public_api_uploads_edits_and_stops(bench):
     bench.run(UPLOAD_AND_STOP)
 
     assert (run.files["notes.txt"], run.notes, run.stopped) == (b"hello", "edited", True)
+    assert bench.server.violations == []
+
+
+def test_artifacts_are_listed_found_by_name_and_downloaded(bench):
+    bench.run(ARTIFACT)
+
+    found = json.loads(bench.run(READ_ARTIFACTS))
+
+    assert found == {
+        "logged": ["ds:v0", "ds:v1", "run-maker-table:v0"],
+        "best": ["ds:best", "v1", "dataset", "d", {"k": 1}, 3, "COMMITTED"],
+        "aliases": [[], ["best", "latest"]],
+        "contents": ["one", "two"],
+        "files": ["data.txt"],
+        "made_by": "maker",
+        "table": [[1]],
+    }
     assert bench.server.violations == []
 
 

@@ -10,7 +10,9 @@ import argparse
 import os
 import signal
 import threading
+from pathlib import Path
 
+from tests.wandb_server.certificates import make_certificates
 from tests.wandb_server.server import API_KEY, WandbServer
 from tests.wandb_server.store import CRASHED_AFTER_S
 
@@ -25,6 +27,7 @@ def main() -> None:
     parser.add_argument("--append", action="store_true", help="be wrong on purpose: ignore offsets")
     parser.add_argument("--forget-requests", action="store_true", help="record no requests: bounded memory")
     parser.add_argument("--crashed-after-s", type=float, default=CRASHED_AFTER_S)
+    parser.add_argument("--tls-dir", type=Path, help="speak TLS; the CA to trust is put there, as ca.pem")
     options = parser.parse_args()
 
     stopping = threading.Event()
@@ -37,6 +40,7 @@ def main() -> None:
         append=options.append,
         port=options.port,
         keep_requests=not options.forget_requests,
+        tls=make_certificates(options.tls_dir) if options.tls_dir else None,
         crashed_after_s=options.crashed_after_s,
     ) as server:
         print(f"W&B server for tests at {server.base_url}, entity {options.entity!r}", flush=True)

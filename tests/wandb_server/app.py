@@ -16,6 +16,8 @@ import base64
 import gzip
 import json
 import select
+import socket
+import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -26,6 +28,7 @@ from starlette.responses import Response
 
 from tests.wandb_server import graphql
 from tests.wandb_server.faults import Fault, Faults
+from tests.wandb_server.limits import Traffic
 from tests.wandb_server.store import Rejected, RunKey, Store
 
 Scope = dict[str, Any]
@@ -80,6 +83,7 @@ class Incoming:
     parts: list[str]
     headers: dict[str, str]
     content: bytes
+    query: str = ""
     kind: str = "other"
     run: RunKey | None = None
     operation: str | None = None
@@ -103,6 +107,8 @@ class App:
     keys: set[str] = field(default_factory=set)
     features: set[str] = field(default_factory=set)
     rate_limit: tuple[float, float] | None = None
+    traffic: Traffic = field(default_factory=Traffic)
+    scheme: str = "http"
     keep_requests: bool = True
     requests: list[Request] = field(default_factory=list)
     request_count: int = 0
@@ -126,16 +132,23 @@ class App:
             await self._serve(scope, receive, send, parts)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, parts: list[str]) -> None:
-        content = await _read(receive)
+        headers = {name.decode("latin1"): value.decode("latin1") for name, value in scope["headers"]}
+        early = self._early_fault(parts, headers)
+        if early is not None and early.action == "reset":
+            await self._reset(early, scope, receive)
+            return
+        content = await _read(receive, early.drip_s if early is not None else 0.0)
         if content is None:
             return
-        headers = {name.decode("latin1"): value.decode("latin1") for name, value in scope["headers"]}
-        incoming = self._parsed(Incoming(scope["method"], parts, headers, content))
+        query = scope["query_string"].decode("ascii")
+        incoming = self._parsed(Incoming(scope["method"], parts, headers, content, query))
+        if incoming.run is not None:
+            self.traffic.count(incoming.run[:2], self.now())
         fault = None
         if incoming.kind != "portal":
             fault = self.faults.take(incoming.kind, incoming.run, incoming.content)
         answer = await self._answer_or_damage(incoming, fault, receive)
-        self._record(incoming, answer.status if answer else None, fault)
+        self._record(incoming, answer.status if answer else None, fault or early)
         await self._deliver(answer, fault, scope, receive, send)
 
     async def _answer_or_damage(
@@ -152,6 +165,32 @@ class App:
         if fault.action in ("status", "portal", "redirect"):
             return _fault_answer(fault)
         return answer or self._carry_out(incoming)
+
+    def _early_fault(self, parts: list[str], headers: dict[str, str]) -> Fault | None:
+        """The fault that befalls a request before its body is there: by path and length."""
+        kind, run = "graphql", None
+        if _is_file_stream(parts):
+            kind, run = "file_stream", (parts[1], parts[2], parts[3])
+        elif parts[0] == "_files":
+            kind, run = "files", (parts[2], parts[3], parts[4]) if parts[1] == "runs" else None
+        elif parts != ["graphql"]:
+            return None
+        return self.faults.take_early(kind, run, int(headers.get("content-length", 0)))
+
+    async def _reset(self, fault: Fault, scope: Scope, receive: Receive) -> None:
+        """End the connection with an RST once so much of the body was read."""
+        read_bytes = 0
+        while read_bytes < fault.after_bytes:
+            message = await receive()
+            read_bytes += len(message.get("body", b""))
+            if not message.get("more_body"):
+                break
+        transport = self.transport_of(scope)
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+        await _disconnect(receive)
 
     def _check_alone(self, run: RunKey) -> None:
         # A client that gave a request up and sent the next is in the right, although the end of its first
@@ -218,11 +257,14 @@ class App:
         now_s = self.now()
         if incoming.kind == "file_stream":
             assert incoming.run is not None
+            admitted, limits = self.traffic.admit(incoming.run[:2], now_s)
+            if not admitted:
+                return Answer(429, orjson.dumps({"error": "the project's rate limit is exceeded"}), limits)
             answer = self.store.file_stream(incoming.run, incoming.body, len(incoming.content), now_s)
-            return Answer(200, orjson.dumps(answer), self._limits())
+            return Answer(200, orjson.dumps(answer), self._limits() | limits)
         if incoming.operation is not None:
             # Signed URLs lead to another host than the API's, to which no client may send its key.
-            files_url = "http://" + incoming.headers["host"].replace("127.0.0.1", "localhost")
+            files_url = f"{self.scheme}://" + incoming.headers["host"].replace("127.0.0.1", "localhost")
             context = graphql.Context(self.store, files_url, frozenset(self.features), now_s)
             data = graphql.execute(context, incoming.operation, incoming.body.get("variables") or {})
             return Answer(200, orjson.dumps({"data": data}))
@@ -248,6 +290,8 @@ class App:
         if incoming.headers.get(name) != value:
             self.store.violate(f"{incoming.path}: uploaded without the upload header {name!r}")
             raise Rejected(403, f"the signature covers the header {name!r}, which is missing")
+        if incoming.query != f"signature={self.store.signature}":
+            raise Rejected(403, "the URL has expired; ask for another")
         if incoming.run is not None:
             self.store.put_file(incoming.run, "/".join(incoming.parts[5:]), incoming.content, now_s)
         elif incoming.parts[2] in self.store.artifacts.by_id:
@@ -258,8 +302,7 @@ class App:
     def _stored(self, incoming: Incoming) -> bytes | None:
         if incoming.run is not None:
             return self.store.run(incoming.run).files.get("/".join(incoming.parts[5:]))
-        artifact = self.store.artifacts.by_id.get(incoming.parts[2])
-        return artifact.files.get("/".join(incoming.parts[3:])) if artifact else None
+        return self.store.artifacts.content(incoming.parts[2], "/".join(incoming.parts[3:]))
 
     def _authorized(self, headers: dict[str, str]) -> bool:
         scheme, _, credentials = headers.get("authorization", "").partition(" ")
@@ -346,10 +389,13 @@ def _is_file_stream(parts: list[str]) -> bool:
     return len(parts) == 5 and parts[0] == "files" and parts[4] == "file_stream"
 
 
-async def _read(receive: Receive) -> bytes | None:
-    """The whole body; None if the client went away before its end."""
+async def _read(receive: Receive, pause_s: float) -> bytes | None:
+    """The whole body, with a pause before each part; None if the client went away before its end."""
     chunks = []
     while True:
+        if pause_s:
+            # What is not read fills the buffers on both sides, and then the client's writes stand still.
+            await asyncio.sleep(pause_s)
         message = await receive()
         if message["type"] == "http.disconnect":
             return None

@@ -20,12 +20,16 @@ from dataclasses import dataclass
 _CARRIED_OUT = {
     "drop": False,  # the connection ends without a byte
     "hang": False,  # silence, until clear(), `hang_s` or the client's own time-out; then the request is answered
+    "reset": False,  # RST after `after_bytes` of the request's body
+    "slow_read": True,  # the request's body is read with a pause of `drip_s` between its parts
     "drip": True,  # the answer comes one byte per `drip_s`
     "truncate": True,  # half the answer, then the connection closes
     "status": False,  # an HTTP error
     "portal": False,  # a captive portal: 200 and a page of HTML
     "redirect": False,  # a captive portal: 302 to its page
 }
+# These happen while the body is on its way, so they are chosen by its head.
+EARLY = frozenset({"reset", "slow_read"})
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,18 @@ class Fault:
     """One way to misbehave, and for which requests.
 
     kind: "any", "graphql", "graphql:<Operation>", "file_stream" or "files" (uploads and downloads).
-    run: a run id, or "entity/project/run".
+    run: a run id, or "entity/project/run".  project: its name, or "entity/project".
     applied: whether the server carries the request out first (an answer lost after the commit).
     over_bytes: only for bodies longer than this.  containing: only for bodies with this text (a poison line).
+        Faults that happen while the body is on its way ("reset", "slow_read") know the path alone: no `containing`,
+        and of a GraphQL request neither operation nor run.
     retry_after: the header's text, seconds or a date.
     """
 
     action: str
     kind: str = "any"
     run: str | None = None
+    project: str | None = None
     times: int | None = None
     for_s: float | None = None
     applied: bool | None = None
@@ -51,6 +58,7 @@ class Fault:
     containing: str | None = None
     hang_s: float = 60.0
     drip_s: float = 0.1
+    after_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.action not in _CARRIED_OUT:
@@ -60,12 +68,19 @@ class Fault:
     def carried_out(self) -> bool:
         return _CARRIED_OUT[self.action] if self.applied is None else self.applied
 
-    def matches(self, kind: str, run: tuple[str, str, str] | None, body: bytes) -> bool:
+    @property
+    def early(self) -> bool:
+        return self.action in EARLY
+
+    def matches(self, kind: str, run: tuple[str, str, str] | None, body: bytes | int) -> bool:
+        """Whether this befalls a request; of a body that is still on its way, only the length is known."""
+        body_bytes = body if isinstance(body, int) else len(body)
         return (
             self.kind in ("any", kind, kind.partition(":")[0])
             and (self.run is None or (run is not None and self.run in (run[2], "/".join(run))))
-            and (self.over_bytes is None or len(body) > self.over_bytes)
-            and (self.containing is None or self.containing.encode() in body)
+            and (self.project is None or (run is not None and self.project in (run[1], "/".join(run[:2]))))
+            and (self.over_bytes is None or body_bytes > self.over_bytes)
+            and (self.containing is None or (isinstance(body, bytes) and self.containing.encode() in body))
         )
 
 
@@ -118,11 +133,18 @@ class Faults:
             self.happened += fault is not None
             return fault
 
-    def _first_match(self, kind: str, run: tuple[str, str, str] | None, body: bytes) -> Fault | None:
+    def take_early(self, kind: str, run: tuple[str, str, str] | None, body_bytes: int) -> Fault | None:
+        """Return the fault that befalls this request while its body comes, and count it as used."""
+        with self._lock:
+            fault = self._first_match(kind, run, body_bytes)
+            self.happened += fault is not None
+            return fault
+
+    def _first_match(self, kind: str, run: tuple[str, str, str] | None, body: bytes | int) -> Fault | None:
         now_s = self._now()
         self._active = [active for active in self._active if not active.over(now_s)]
         for active in self._active:
-            if active.fault.matches(kind, run, body):
+            if active.fault.early is isinstance(body, int) and active.fault.matches(kind, run, body):
                 if active.left is not None:
                     active.left -= 1
                 return active.fault

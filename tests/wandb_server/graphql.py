@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from tests.wandb_server.artifacts import MANIFEST, Artifact
+from tests.wandb_server.artifacts import MANIFEST, Artifact, md5_of
 from tests.wandb_server.store import EVENTS, HISTORY, Rejected, RunKey, Store, StoredRun, opaque_id
 
 Data = dict[str, Any]
@@ -104,6 +104,12 @@ def server_info(context: Context, variables: Data) -> Data:
     return {"serverInfo": {"cliVersionInfo": versions, "latestLocalVersionInfo": None}}
 
 
+def capabilities(context: Context, variables: Data) -> Data:
+    """What SDKs before 0.21 ask: which fields the service knows."""
+    known = {"QueryType": ["serverInfo"], "MutationType": [], "ServerInfoType": ["cliVersionInfo"]}
+    return {kind: {"fields": [{"name": name} for name in names]} for kind, names in known.items()}
+
+
 def organization(context: Context, variables: Data) -> Data:
     return {"entity": {"organization": {"coreWeaveOrganizationId": None}}}
 
@@ -129,12 +135,13 @@ def run_resume_status(context: Context, variables: Data) -> Data:
 
 def create_run_files(context: Context, variables: Data) -> Data:
     run = _run(context, variables)
+    run.promised.update(variables["files"])
     files = [{"name": name, "uploadUrl": run_file_url(context, run, name)} for name in variables["files"]]
     return {"createRunFiles": {"runID": run.storage_id, "uploadHeaders": [UPLOAD_HEADER], "files": files}}
 
 
 def mark_run_files_uploaded(context: Context, variables: Data) -> Data:
-    _run(context, variables).uploaded.extend(variables["files"])
+    context.store.announce(_run(context, variables), variables["files"])
     return {"markRunFilesUploaded": {"success": True}}
 
 
@@ -177,7 +184,6 @@ def read_runs(context: Context, variables: Data) -> Data:
     return {
         "project": {
             **_project_node(entity, project),
-            "internalId": "1",
             "runCount": len(found),
             "readOnly": False,
             "runs": runs,
@@ -230,7 +236,7 @@ def run_files(context: Context, variables: Data) -> Data:
 
 
 def create_artifact(context: Context, variables: Data) -> Data:
-    artifact = context.store.artifacts.create(variables)
+    artifact = context.store.artifacts.create(variables, context.now_s)
     latest = context.store.artifacts.latest(artifact.collection)
     sequence = {"id": opaque_id("ArtifactSequence", *artifact.collection)}
     sequence["latestArtifact"] = {"id": latest.artifact_id} if latest else None  # type: ignore[assignment]
@@ -289,12 +295,63 @@ def client_id_mapping(context: Context, variables: Data) -> Data:
     return {"clientIDMapping": {"serverID": artifact.artifact_id} if artifact else None}
 
 
+# Reading artifacts (wandb.Api)
+
+
+def artifact_by_id(context: Context, variables: Data) -> Data:
+    return {"artifact": _artifact_node(_artifact(context, variables["id"]))}
+
+
+def artifact_created_by(context: Context, variables: Data) -> Data:
+    run = context.store.runs.get(_artifact(context, variables["id"]).run or ("", "", ""))
+    return {"artifact": {"createdBy": _run_node(context, run) if run else None}}
+
+
+def artifact_manifest_by_id(context: Context, variables: Data) -> Data:
+    return artifact_manifest(context, {"artifact_id": variables["id"]})
+
+
+def artifact_membership(context: Context, variables: Data) -> Data:
+    """The version that `name:alias` means, or null."""
+    name, _, alias = variables["name"].partition(":")
+    collection = (variables["entity"], variables["project"], name)
+    artifact = context.store.artifacts.named(collection, alias or "latest")
+    return {"project": {"artifactCollectionMembership": _membership_node(artifact) if artifact else None}}
+
+
+def artifact_membership_files(context: Context, variables: Data) -> Data:
+    collection = (variables["entity"], variables["project"], variables["collection"])
+    artifact = context.store.artifacts.named(collection, variables["alias"])
+    if artifact is None:
+        return {"project": {"artifactCollection": None}}
+    wanted = variables.get("fileNames")
+    # A reference leads elsewhere: it is no file here.
+    stored = [name for name, entry in artifact.contents.items() if "ref" not in entry]
+    names = [name for name in stored if not wanted or name in wanted]
+    connection = _connection([_content_node(context, artifact, name) for name in names], variables)
+    membership = {"files": {**connection, "totalCount": len(names)}}
+    return {
+        "project": {
+            "artifactCollection": {"__typename": "ArtifactSequence", "artifactMembership": membership}
+        }
+    }
+
+
+def run_output_artifacts(context: Context, variables: Data) -> Data:
+    run = _find(context, variables)
+    logged = context.store.artifacts.of_run(run.key) if run else []
+    connection = _connection([_artifact_node(artifact) for artifact in logged], variables)
+    artifacts = {"artifacts": {**connection, "totalCount": len(logged)}}
+    return _in_project(variables, context, artifacts if run else None)
+
+
 OPERATIONS: dict[str, Callable[[Context, Data], Data]] = {
     "Viewer": viewer,
     "GetViewer": viewer,
     "GetDefaultEntity": viewer,
     "ServerFeaturesQuery": server_features,
     "ServerInfo": server_info,
+    "ProbeServerCapabilities": capabilities,
     "OrganizationCoreWeaveOrganizationID": organization,
     "UpsertBucket": upsert_bucket,
     "RunResumeStatus": run_resume_status,
@@ -324,6 +381,13 @@ OPERATIONS: dict[str, Callable[[Context, Data], Data]] = {
     "UseArtifact": use_artifact,
     "ArtifactManifest": artifact_manifest,
     "ClientIDMapping": client_id_mapping,
+    "ArtifactByID": artifact_by_id,
+    "ArtifactCreatedBy": artifact_created_by,
+    "FetchArtifactManifest": artifact_manifest_by_id,
+    "ArtifactMembershipByName": artifact_membership,
+    "ArtifactMembershipFiles": artifact_membership_files,
+    "GetArtifactMembershipFileUrls": artifact_membership_files,
+    "RunOutputArtifacts": run_output_artifacts,
 }
 
 
@@ -331,13 +395,16 @@ OPERATIONS: dict[str, Callable[[Context, Data], Data]] = {
 
 
 def run_file_url(context: Context, run: StoredRun, name: str) -> str:
-    return (
-        f"{context.files_url}/_files/runs/{'/'.join(quote(part, safe='') for part in run.key)}/{quote(name)}"
-    )
+    return _signed(context, ["runs", *run.key], name)
 
 
 def artifact_file_url(context: Context, artifact_id: str, name: str) -> str:
-    return f"{context.files_url}/_files/artifacts/{quote(artifact_id, safe='')}/{quote(name)}"
+    return _signed(context, ["artifacts", artifact_id], name)
+
+
+def _signed(context: Context, parts: list[str], name: str) -> str:
+    path = "/".join(quote(part, safe="") for part in parts)
+    return f"{context.files_url}/_files/{path}/{quote(name)}?signature={context.store.signature}"
 
 
 # Nodes
@@ -364,6 +431,7 @@ def _artifact(context: Context, artifact_id: str) -> Artifact:
 def _project_node(entity: str, project: str) -> Data:
     return {
         "id": opaque_id("Project", project, entity),
+        "internalId": "1",
         "name": project,
         "entity": {"id": opaque_id("Entity", entity), "name": entity},
     }
@@ -374,13 +442,14 @@ def _in_project(variables: Data, context: Context, run_node: Data | None) -> Dat
     if run_node is None or key is None:
         return {"project": None}
     # Both names: clients ask the project for `run` or for `bucket`.
-    project = {**_project_node(key[0], key[1]), "internalId": "1", "run": run_node, "bucket": run_node}
+    project = {**_project_node(key[0], key[1]), "run": run_node, "bucket": run_node}
     return {"project": project}
 
 
 def _run_node(context: Context, run: StoredRun) -> Data:
     last_event = run.lines[EVENTS][-1] if run.lines[EVENTS] else "{}"
     return {
+        "__typename": "Run",
         "id": run.storage_id,
         "name": run.run_id,
         "displayName": run.display_name,
@@ -437,12 +506,84 @@ def _file_node(context: Context, run: StoredRun, name: str) -> Data:
         "sizeBytes": str(len(run.files[name])),
         "mimetype": mimetypes.guess_type(name)[0],
         "updatedAt": _iso(run.file_times_s[name]),
-        "md5": None,
+        "md5": md5_of(run.files[name]),
     }
 
 
 def _artifact_node(artifact: Artifact) -> Data:
-    return {"id": artifact.artifact_id, "state": artifact.state, "digest": artifact.digest}
+    entity, project, name = artifact.collection
+    collection = {"name": name, "project": _project_node(entity, project)}
+    in_collection = {"__typename": "ArtifactSequence", **collection}
+    aliases = [{**alias, "artifactCollection": in_collection} for alias in _alias_nodes(artifact)]
+    sizes = [entry.get("size", 0) for entry in artifact.contents.values()]
+    return {
+        "__typename": "Artifact",
+        "id": artifact.artifact_id,
+        "artifactSequence": in_collection,
+        "versionIndex": artifact.version,
+        "artifactType": {"name": artifact.kind},
+        "description": artifact.input.get("description"),
+        "metadata": artifact.input.get("metadata"),
+        "ttlDurationSeconds": -2,
+        "ttlIsInherited": True,
+        "tags": [],
+        "historyStep": artifact.input.get("historyStep"),
+        "state": artifact.state,
+        "size": sum(sizes),
+        "digest": artifact.digest,
+        "digestAlgorithm": artifact.input.get("digestAlgorithm"),
+        "commitHash": artifact.artifact_id,
+        "fileCount": len(sizes),
+        "createdAt": _iso(artifact.created_s),
+        "updatedAt": None,
+        "aliases": aliases,
+    }
+
+
+def _alias_nodes(artifact: Artifact) -> list[Data]:
+    return [
+        {"__typename": "ArtifactAlias", "id": opaque_id("Alias", *artifact.collection, alias), "alias": alias}
+        for alias in artifact.aliases
+    ]
+
+
+def _membership_node(artifact: Artifact) -> Data:
+    node = _artifact_node(artifact)
+    return {
+        "__typename": "ArtifactCollectionMembership",
+        "id": opaque_id("Membership", artifact.artifact_id),
+        "versionIndex": artifact.version,
+        "createdAt": node["createdAt"],
+        "aliases": _alias_nodes(artifact),
+        "artifactCollection": node["artifactSequence"],
+        "artifact": node,
+    }
+
+
+def _content_node(context: Context, artifact: Artifact, name: str) -> Data:
+    entry = artifact.contents[name]
+    url = artifact_file_url(context, artifact.artifact_id, name)
+    return {
+        "__typename": "File",
+        "id": opaque_id("File", artifact.artifact_id, name),
+        "name": name,
+        "url": url,
+        "sizeBytes": entry.get("size", 0),
+        "storagePath": name,
+        "mimetype": mimetypes.guess_type(name)[0],
+        "updatedAt": None,
+        "digest": entry["digest"],
+        "md5": entry["digest"],
+        "directUrl": url,
+    }
+
+
+def _connection(nodes: list[Data], variables: Data) -> Data:
+    """One page of nodes, as GraphQL's lists are read."""
+    first = int(variables.get("cursor") or 0)
+    end = first + (variables.get("perPage") or 50)
+    edges = [{"node": node, "cursor": str(end)} for node in nodes[first:end]]
+    return {"edges": edges, "pageInfo": {"endCursor": str(end), "hasNextPage": end < len(nodes)}}
 
 
 def _manifest_node(context: Context, artifact: Artifact) -> Data:

@@ -6,6 +6,9 @@ Invariants
 * All methods may be called from any thread; those that act on sockets run on the event loop and wait for it.
 * The clock is a parameter: with `now=` a test makes a run crash without waiting.
 
+The network can be bad in three ways: `down` (refused), `silence` (accepted, and then not a byte) and `black_hole`
+(not even accepted). `up` ends each of them.
+
 Uvicorn parses the HTTP; the listening socket is ours, because a real outage closes it.
 """
 
@@ -15,6 +18,7 @@ import asyncio
 import json
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -26,13 +30,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from tests.wandb_server.app import App, Request, Transport
+from tests.wandb_server.certificates import Certificates
 from tests.wandb_server.faults import RETRYABLE, Fault, Faults
+from tests.wandb_server.limits import ProjectLimit
 from tests.wandb_server.steering import steering_app
 from tests.wandb_server.store import (
     CONSOLE,
     CRASHED_AFTER_S,
     EVENTS,
     HISTORY,
+    DeletedAnswers,
     ResumeAnswers,
     Store,
     StoredRun,
@@ -43,6 +50,8 @@ __all__ = ["API_KEY", "Request", "WandbServer"]
 # The SDK takes a key of 40 characters for a real one.
 API_KEY = "0123456789" * 4
 LOOP_ANSWER_S = 10.0
+# Linux takes one more than the backlog says; a few more prove that it takes no more.
+BLACK_HOLE_FILLERS = 4
 
 T = TypeVar("T")
 
@@ -62,6 +71,7 @@ class WandbServer:
         resume: ResumeAnswers | None = None,
         crashed_after_s: float = CRASHED_AFTER_S,
         keep_requests: bool = True,
+        tls: Certificates | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.store = Store(
@@ -81,6 +91,7 @@ class WandbServer:
             keys={api_key} if isinstance(api_key, str) else set(api_key),
             features=set(features),
             keep_requests=keep_requests,
+            scheme="https" if tls else "http",
         )
         self._now = now
         self._socket = _bound_socket(port)
@@ -88,6 +99,9 @@ class WandbServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run_loop, name="wandb-server", daemon=True)
         self._listener: asyncio.Server | None = None
+        self._tls = _tls_context(tls)
+        # Connections of our own that fill the queue of a black hole.
+        self._fillers: list[socket.socket] = []
         self._state = ServerState()
         self._config = uvicorn.Config(
             self.app,
@@ -124,25 +138,40 @@ class WandbServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(LOOP_ANSWER_S)
         self._loop.close()
+        self._close_fillers()
         self._socket.close()
 
     def down(self) -> None:
         """Close the listening socket (connection refused) and drop every open connection."""
         self._on_loop(self._go_down())
 
+    def silence(self) -> None:
+        """Let the kernel accept connections, and nobody read from them or answer; the open ones stand still too."""
+        self._on_loop(self._go_silent(backlog=512))
+
+    def black_hole(self) -> None:
+        """Let every attempt to connect go unanswered, and every open connection stand still."""
+        self._on_loop(self._go_silent(backlog=0))
+
     def up(self) -> None:
-        """Listen again, on the same port."""
+        """Listen again, on the same port; what stood still goes on, what waited in a silence is served."""
         self._on_loop(self._go_up())
 
-    def down_soon(self, for_s: float) -> None:
-        """From the event loop: be down for that long, once the answer under way has left."""
+    def down_soon(self, for_s: float, how: str = "down") -> None:
+        """From the event loop: be `down`, in `silence` or a `black_hole` for so long, once the answer has left."""
+        ways = {
+            "down": self._go_down,
+            "silence": lambda: self._go_silent(backlog=512),
+            "black_hole": lambda: self._go_silent(backlog=0),
+        }
+        go = ways[how]
         answer_leaves_s = 0.1
-        self._loop.call_later(answer_leaves_s, lambda: self._loop.create_task(self._go_down()))
+        self._loop.call_later(answer_leaves_s, lambda: self._loop.create_task(go()))
         self._loop.call_later(answer_leaves_s + for_s, lambda: self._loop.create_task(self._go_up()))
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.app.scheme}://127.0.0.1:{self.port}"
 
     def env(self, directory: Path | str) -> dict[str, str]:
         """The WANDB_* variables that point an SDK here and keep all that it writes in `directory`."""
@@ -228,6 +257,36 @@ class WandbServer:
     def rate_limit(self, remaining_and_reset_s: tuple[float, float] | None) -> None:
         self.app.rate_limit = remaining_and_reset_s
 
+    @property
+    def project_limit(self) -> ProjectLimit | None:
+        """How many file_stream requests each project may send; None sets no limit."""
+        return self.app.traffic.limit
+
+    @project_limit.setter
+    def project_limit(self, limit: ProjectLimit | None) -> None:
+        self.app.traffic.limit = limit
+
+    def requests_per_second(self, entity: str, project: str) -> dict[int, int]:
+        """How many requests about the project came in each second of the clock."""
+        return self.app.traffic.per_second((entity, project))
+
+    def expire_urls(self) -> None:
+        """Let every upload URL that was handed out be refused from now on."""
+        self.store.signature += 1
+
+    @property
+    def deleted_answers(self) -> DeletedAnswers:
+        return self.store.deleted_answers
+
+    @deleted_answers.setter
+    def deleted_answers(self, answers: DeletedAnswers) -> None:
+        self.store.deleted_answers = answers
+
+    def delete_run(self, entity: str, project: str, run_id: str) -> None:
+        """Delete a run as on W&B's page: its id cannot be used again."""
+        with self.lock:
+            self.store.delete(self.run(entity, project, run_id).storage_id)
+
     def random_misbehaviour(self, seed: int, rate: float, choose_from: Sequence[Fault] = RETRYABLE) -> None:
         self.faults.random_misbehaviour(seed, rate, choose_from)
 
@@ -284,17 +343,43 @@ class WandbServer:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(LOOP_ANSWER_S)
 
     async def _go_up(self) -> None:
+        if self._fillers:
+            self._close_fillers()
+            self._rebind()
         if self._listener is None:
-            self._listener = await self._loop.create_server(self._protocol, sock=self._socket, backlog=512)
+            self._listener = await self._loop.create_server(
+                self._protocol, sock=self._socket, backlog=512, ssl=self._tls
+            )
+        for connection in list(self._state.connections):
+            connection.transport.resume_reading()  # type: ignore[union-attr]
 
     async def _go_down(self) -> None:
+        # Bound without listening: connections are refused, and the port stays ours.
+        self._rebind()
+        for connection in list(self._state.connections):
+            connection.transport.abort()  # type: ignore[union-attr]
+
+    async def _go_silent(self, backlog: int) -> None:
+        self._rebind()
+        # Listening without accepting: the kernel shakes hands as long as there is room in the queue.
+        self._socket.listen(backlog)
+        if backlog == 0:
+            self._fillers = [_connecting_socket(self.port) for _ in range(BLACK_HOLE_FILLERS)]
+        for connection in list(self._state.connections):
+            connection.transport.pause_reading()  # type: ignore[union-attr]
+
+    def _rebind(self) -> None:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-            # Bound without listening: connections are refused, and the port stays ours.
-            self._socket = _bound_socket(self.port)
-        for connection in list(self._state.connections):
-            connection.transport.abort()  # type: ignore[union-attr]
+        else:
+            self._socket.close()
+        self._socket = _bound_socket(self.port)
+
+    def _close_fillers(self) -> None:
+        for filler in self._fillers:
+            filler.close()
+        self._fillers = []
 
     def _protocol(self) -> asyncio.Protocol:
         return H11Protocol(config=self._config, server_state=self._state, app_state={}, _loop=self._loop)
@@ -327,6 +412,22 @@ def _bound_socket(port: int) -> socket.socket:
     bound.bind(("127.0.0.1", port))
     os.set_inheritable(bound.fileno(), False)
     return bound
+
+
+def _connecting_socket(port: int) -> socket.socket:
+    """A connection under way: whether it is accepted is not waited for."""
+    connecting = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    connecting.setblocking(False)
+    connecting.connect_ex(("127.0.0.1", port))
+    return connecting
+
+
+def _tls_context(made: Certificates | None) -> ssl.SSLContext | None:
+    if made is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.certificate, made.key)
+    return context
 
 
 async def _cancel_others() -> None:

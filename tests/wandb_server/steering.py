@@ -2,13 +2,18 @@
 
     POST   /_test/faults                 {"action": "status", "status": 503, "times": 3, …}; DELETE clears
     POST   /_test/random                 {"seed": 1, "rate": 0.2}
-    POST   /_test/down                   {"seconds": 10}
+    POST   /_test/down                   {"seconds": 10, "how": "down", "silence" or "black_hole"}
     POST   /_test/keys                   {"keys": ["…"]}: exactly these are valid from now on
     POST   /_test/resume                 {"mode": "late", "lag_s": 3}
     POST   /_test/rate_limit             {"remaining": 10, "reset_s": 5}, or {} to send none
+    POST   /_test/project_limit          {"requests": 5, "per_s": 1, "retry_after": "date"}, or {} for no limit
+    POST   /_test/deleted_answers        {"file_stream": 404, "upsert": 409}
+    POST   /_test/expire_urls            no upload URL that was handed out is valid any more
+    GET    /_test/traffic/{e}/{p}        the requests in each second
     POST   /_test/seed                   {"project": "p", "run_id": "r", "rows": 100, …}
     GET    /_test/runs                   a summary of each
-    GET    /_test/runs/{e}/{p}/{r}       everything of one; POST …/stop presses Stop
+    GET    /_test/runs/{e}/{p}/{r}       everything of one; DELETE deletes it
+    POST   /_test/runs/{e}/{p}/{r}/stop  presses Stop; {"stopped": false} takes it back
     GET    /_test/violations  /_test/alerts  /_test/requests (DELETE forgets them)  /_test/health
 
 Never asks for a key and never meets a fault. Strings that JSON cannot hold do not occur here: lines are
@@ -17,6 +22,7 @@ given as text.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -27,7 +33,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from tests.wandb_server.store import ResumeAnswers, StoredRun
+from tests.wandb_server.limits import ProjectLimit
+from tests.wandb_server.store import DeletedAnswers, ResumeAnswers, StoredRun
 
 if TYPE_CHECKING:
     from tests.wandb_server.server import WandbServer
@@ -58,7 +65,8 @@ def steering_app(server: WandbServer) -> Starlette:
         return JSONResponse({})
 
     async def down(request: Request) -> JSONResponse:
-        server.down_soon(float((await request.json())["seconds"]))
+        wanted = await request.json()
+        server.down_soon(float(wanted["seconds"]), wanted.get("how", "down"))
         return JSONResponse({})
 
     async def keys(request: Request) -> JSONResponse:
@@ -68,13 +76,33 @@ def steering_app(server: WandbServer) -> Starlette:
         return JSONResponse({"keys": len(valid)})
 
     async def resume(request: Request) -> JSONResponse:
-        server.resume = ResumeAnswers(**await request.json())
+        wanted = await request.json()
+        if "of" in wanted:
+            wanted["of"] = tuple(wanted["of"])
+        server.resume = ResumeAnswers(**wanted)
         return JSONResponse(asdict(server.resume))
 
     async def rate_limit(request: Request) -> JSONResponse:
         wanted = await request.json()
         server.rate_limit = (wanted["remaining"], wanted["reset_s"]) if wanted else None
         return JSONResponse({})
+
+    async def project_limit(request: Request) -> JSONResponse:
+        wanted = await request.json()
+        server.project_limit = ProjectLimit(**wanted) if wanted else None
+        return JSONResponse(wanted)
+
+    async def deleted_answers(request: Request) -> JSONResponse:
+        server.deleted_answers = DeletedAnswers(**await request.json())
+        return JSONResponse(asdict(server.deleted_answers))
+
+    async def expire_urls(request: Request) -> JSONResponse:
+        server.expire_urls()
+        return JSONResponse({})
+
+    async def traffic(request: Request) -> JSONResponse:
+        parts = request.path_params
+        return JSONResponse(server.requests_per_second(parts["entity"], parts["project"]))
 
     async def seed(request: Request) -> JSONResponse:
         return JSONResponse(_overview(server, server.seed_run(**await request.json())))
@@ -86,7 +114,12 @@ def steering_app(server: WandbServer) -> Starlette:
         return JSONResponse(_contents(server, run_of(request)))
 
     async def stop(request: Request) -> JSONResponse:
-        run_of(request).stopped = True
+        wanted = json.loads(await request.body() or b"{}")
+        run_of(request).stopped = wanted.get("stopped", True)
+        return JSONResponse({})
+
+    async def delete(request: Request) -> JSONResponse:
+        server.delete_run(*run_of(request).key)
         return JSONResponse({})
 
     async def violations(request: Request) -> JSONResponse:
@@ -113,9 +146,14 @@ def steering_app(server: WandbServer) -> Starlette:
             Route("/_test/keys", keys, methods=["POST"]),
             Route("/_test/resume", resume, methods=["POST"]),
             Route("/_test/rate_limit", rate_limit, methods=["POST"]),
+            Route("/_test/project_limit", project_limit, methods=["POST"]),
+            Route("/_test/deleted_answers", deleted_answers, methods=["POST"]),
+            Route("/_test/expire_urls", expire_urls, methods=["POST"]),
+            Route("/_test/traffic/{entity}/{project}", traffic),
             Route("/_test/seed", seed, methods=["POST"]),
             Route("/_test/runs", runs),
             Route(one_run, run),
+            Route(one_run, delete, methods=["DELETE"]),
             Route(one_run + "/stop", stop, methods=["POST"]),
             Route("/_test/violations", violations),
             Route("/_test/alerts", alerts),

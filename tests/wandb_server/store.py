@@ -6,6 +6,7 @@ Invariants
 * History, events and console have a count each; one never moves another.
 * Nothing that a client does wrong is silently mended: in strict mode it is a sentence in `violations`.
 * A run exists for resume only once its config holds `_wandb.t`.
+* A file is announced after it was put, and `complete` comes after every file that was promised or is named by a row.
 
 There is no HTTP, clock or thread here: the caller passes `now_s`, and holds `lock` when it has threads.
 """
@@ -16,7 +17,7 @@ import base64
 import json
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -55,16 +56,31 @@ class ResumeAnswers:
     late:   all of them as they were `lag_s` ago; or, without `lag_s`, before the last `behind` requests
             that changed them, for the first `queries` answers after such a change. Then they catch up.
     stale:  the counts are true, the tails and the summary are late (and never catch up if `queries` is None).
+
+    of:     which counts are late (`history`, `events`, `console`); the others are true.
+    lines:  instead of an older moment: the counts lack so many lines, at most.
     """
 
     mode: str = "honest"
     lag_s: float = 0.0
     behind: int = 1
     queries: int | None = 2
+    of: tuple[str, ...] = ("history", "events", "console")
+    lines: int | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("honest", "late", "stale"):
             raise ValueError(f"resume mode {self.mode!r} is unknown; use 'honest', 'late' or 'stale'")
+        if not set(self.of) <= {"history", "events", "console"}:
+            raise ValueError(f"of {self.of!r}: the counts are 'history', 'events' and 'console'")
+
+
+@dataclass(frozen=True)
+class DeletedAnswers:
+    """The statuses with which a deleted run is answered: nobody could confirm the service's own."""
+
+    file_stream: int = 404
+    upsert: int = 409
 
 
 @dataclass(frozen=True)
@@ -76,6 +92,11 @@ class Mark:
     events: int = 0
     console: int = 0
     summary_text: str | None = None
+
+    def less(self, lines: int) -> Mark:
+        """The same with so many lines less of each kind."""
+        counts = {name: max(0, getattr(self, name) - lines) for name in ("history", "events", "console")}
+        return replace(self, **counts)
 
 
 @dataclass
@@ -100,6 +121,8 @@ class StoredRun:
     files: dict[str, bytes] = field(default_factory=dict)
     file_times_s: dict[str, float] = field(default_factory=dict)
     uploaded: list[str] = field(default_factory=list)
+    promised: set[str] = field(default_factory=set)
+    """Files that a client asked an upload URL for, or named in a row."""
     complete: bool = False
     exitcode: int | None = None
     preempting: bool = False
@@ -207,6 +230,9 @@ class Store:
     resume: ResumeAnswers = field(default_factory=ResumeAnswers)
     runs: dict[RunKey, StoredRun] = field(default_factory=dict)
     deleted: set[RunKey] = field(default_factory=set)
+    deleted_answers: DeletedAnswers = field(default_factory=DeletedAnswers)
+    signature: int = 1
+    """What a URL must carry for an upload; another one is of a URL that has expired."""
     alerts: list[dict[str, Any]] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     artifacts: Artifacts = field(default_factory=Artifacts)
@@ -256,6 +282,8 @@ class Store:
 
     def file_stream(self, key: RunKey, body: Any, body_bytes: int, now_s: float) -> dict[str, Any]:
         """Carry out one file_stream request and return the answer's body."""
+        if key in self.deleted:
+            raise Rejected(self.deleted_answers.file_stream, f"run {'/'.join(key)!r} was deleted")
         if key not in self.runs:
             self.violate(f"{'/'.join(key)}: posted to before any UpsertBucket created it")
         run = self.run(key)
@@ -274,12 +302,21 @@ class Store:
             run.answers_since_change = 0
 
         run.heartbeat_s = now_s
-        run.uploaded.extend(body.get("uploaded") or [])
+        self.announce(run, body.get("uploaded") or [])
         run.preempting = bool(body.get("preempting"))
         # Any later request makes a finished run a running one again.
         run.complete = bool(body.get("complete"))
+        lacking = sorted(run.promised - set(run.files))
+        if run.complete and lacking:
+            self.violate(f"{run.path}: complete, but never uploaded: {', '.join(lacking)}")
         run.exitcode = body.get("exitcode") if run.complete else None
         return {"stopped": True} if run.stopped else {}
+
+    def announce(self, run: StoredRun, paths: list[str]) -> None:
+        for path in paths:
+            if path not in run.files:
+                self.violate(f"{run.path}: {path!r} is announced as uploaded, and was not")
+        run.uploaded.extend(paths)
 
     def put_file(self, key: RunKey, path: str, content: bytes, now_s: float) -> None:
         run = self.run(key)
@@ -297,7 +334,10 @@ class Store:
         old = self._old_mark(run, now_s, answers)
         if self.resume.mode == "honest" or old is None:
             return truth, truth
-        return (truth if self.resume.mode == "stale" else old), old
+        if self.resume.mode == "stale":
+            return truth, old
+        late = {name: getattr(old, name) for name in self.resume.of}
+        return replace(truth, **late), old
 
     def delete(self, storage_id: str) -> None:
         run = self.run_by_id(storage_id)
@@ -310,6 +350,8 @@ class Store:
             return past[-1] if past else run.marks[0]
         if self.resume.queries is not None and answers >= self.resume.queries:
             return None
+        if self.resume.lines is not None:
+            return run.mark(now_s).less(self.resume.lines)
         return run.marks[max(0, len(run.marks) - 1 - self.resume.behind)]
 
     def _upsert_target(self, variables: dict[str, Any], now_s: float) -> tuple[StoredRun, bool]:
@@ -322,7 +364,10 @@ class Store:
         if key in self.runs:
             return self.runs[key], False
         if key in self.deleted:
-            raise Rejected(409, f"run {name!r} was created and deleted before; use another run id")
+            raise Rejected(
+                self.deleted_answers.upsert,
+                f"run {name!r} was created and deleted before; use another run id",
+            )
         if variables.get("id"):
             raise Rejected(404, f"run {'/'.join(key)!r} is unknown")
         run = StoredRun(*key, created_s=now_s, heartbeat_s=now_s, crashed_after_s=self.crashed_after_s)
@@ -410,6 +455,8 @@ class Store:
                 self.violate(f"{run.path}: {name} line {at} contains a line break")
             if name != HISTORY:
                 continue
+            if '"path"' in line:
+                run.promised.update(_media_paths(row))
             step = row.get("_step")
             if not isinstance(step, int) or isinstance(step, bool):
                 self.violate(f"{run.path}: {name} line {at} has no integer _step: {line[:100]!r}")
@@ -435,6 +482,16 @@ def _parsed(line: str) -> Any:
             return json.loads(line)
         except ValueError:
             return None
+
+
+def _media_paths(value: Any) -> list[str]:
+    """The paths of the media that a row names."""
+    if isinstance(value, dict):
+        own = [value["path"]] if str(value.get("_type", "")).endswith("-file") and "path" in value else []
+        return own + [path for inner in value.values() for path in _media_paths(inner)]
+    if isinstance(value, list):
+        return [path for inner in value for path in _media_paths(inner)]
+    return []
 
 
 def _step_of(line: str) -> int | None:
