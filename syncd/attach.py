@@ -17,11 +17,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from eventlog.cursor import APPEND, CONTINUE
+from syncd.console import SCREEN_LINES
 from syncd.fold import CONSOLE, EVENTS, HISTORY, Bases
 from syncd.metadata import MARK
+from syncd.read_back import changes_between
 
 # Stands for the token of a piece whose headers cannot be read; it contradicts nothing.
 UNKNOWN = "unknown "
@@ -42,6 +46,8 @@ class ServerRun:
     next_step: int
     runtime_s: float
     summary: dict[str, Any]
+    last_event_s: float | None = None
+    """When the last system metrics that are there were taken."""
 
     @property
     def is_empty(self) -> bool:
@@ -55,11 +61,73 @@ class ServerRun:
 
 
 @dataclass(frozen=True, slots=True)
+class Attached:
+    """Where the run is on the server, as agreed: the attach record."""
+
+    entity: str
+    project: str
+    run_id: str
+    storage_id: str
+    bases: Bases
+    others_config: dict[str, Any]
+    """What another client had put there before us; so with the summary."""
+    others_summary: dict[str, Any]
+    summary_from: int = 0
+    """Before this history line, the summary there is newer than ours."""
+
+    def record(self, log_id: str, url: str) -> dict[str, Any]:
+        """Return this as the cursor keeps it."""
+        return {
+            "log_id": log_id,
+            "entity": self.entity,
+            "project": self.project,
+            "run_id": self.run_id,
+            "storage_id": self.storage_id,
+            "url": url,
+            "history_base": self.bases.history,
+            "events_base": self.bases.events,
+            "console_base": self.bases.console,
+            "first_step": self.bases.first_step,
+            "runtime_base_s": self.bases.runtime_s,
+            "others_config": self.others_config,
+            "others_summary": self.others_summary,
+            "summary_from": self.summary_from,
+        }
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Attached:
+        """Return what `record` made."""
+        bases = Bases(
+            record["history_base"],
+            record["events_base"],
+            record["console_base"],
+            record["first_step"],
+            record["runtime_base_s"],
+        )
+        return cls(
+            record["entity"],
+            record["project"],
+            record["run_id"],
+            record["storage_id"],
+            bases,
+            record["others_config"],
+            record["others_summary"],
+            record.get("summary_from", 0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Attach:
     """Go ahead: lines count from `bases`, and those below `acked` are there already."""
 
     bases: Bases
     acked: dict[str, int]
+    is_known: bool = False
+    """The server has our mark already: the cursor was lost."""
+    summary_from: int = 0
+    """Before this history line, the server's summary is newer than ours."""
+    is_continued: bool = False
+    """Another client has told the server of this very run, names and all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +173,7 @@ def parse_server_run(bucket: Any) -> ServerRun | None:
         next_step=int(max(steps)) + 1,
         runtime_s=float(max(runtimes)),
         summary=summary,
+        last_event_s=events_tail.get("_timestamp"),
     )
 
 
@@ -120,17 +189,17 @@ def mark_of(log_id: str, pieces: list[str], bases: Bases) -> dict[str, Any]:
 
 
 def decide(
-    log_id: str, pieces: list[str], server: ServerRun | None, steady_for_s: float
+    log_id: str, pieces: list[str], server: ServerRun | None, steady_for_s: float, append: bool = False
 ) -> Attach | Wait | Park:
     """Say how a run without a cursor begins on this server.
 
     `pieces` are the tokens of our primary pieces, in order. `steady_for_s` is for how long the server's counts
-    have been seen unchanged.
+    have been seen unchanged. With `append`, a person wants our lines behind another log's.
     """
     if server is None or (server.is_empty and server.mark is None):
         bases = Bases()
         return Attach(bases, _at(bases))
-    if server.mark is not None:
+    if server.mark is not None and not (append and conflict_with(log_id, pieces, server)):
         conflict = conflict_with(log_id, pieces, server)
         if conflict is not None:
             return Park(conflict)
@@ -143,17 +212,120 @@ def decide(
             return Wait()
         # Ours, with the cursor lost. A count that lags still costs nothing: the same lines go to the same places.
         begin = _at(bases_found)
-        return Attach(bases_found, {file: max(begin[file], server.counts[file]) for file in begin})
+        # Console lines that may still change are shown there before they count: the last may not be final.
+        there = {**server.counts, CONSOLE: server.counts[CONSOLE] - SCREEN_LINES}
+        return Attach(bases_found, {file: max(begin[file], there[file]) for file in begin}, is_known=True)
     if steady_for_s < STEADY_S:
         return Wait()
+    bases = _behind(server)
+    return Attach(bases, _at(bases))
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """How much of what a log makes was on the server before we were, and what lies around it."""
+
+    rows: int
+    """What the log makes."""
+    before: int = 0
+    """Rows that are there of steps before our first."""
+    there: int = 0
+    """Our first rows, which are there as well, behind those."""
+    behind: int = 0
+    """Rows that are there behind them."""
+    behind_is_later: bool = True
+    """Those were logged after all of ours: our file's end was lost when its writer was killed."""
+    events_there: int = 0
+    """Our first system metrics that are there as well."""
+    difference: str | None = None
+    """What is wrong with the first row that should be ours and is not."""
+
+
+def compare(ours: Iterable[dict[str, Any]], theirs: Iterable[dict[str, Any]]) -> Overlap:
+    """Say how the rows of a log lie on those that the server has; both in order.
+
+    >>> compare([{"_step": 5, "x": 1}, {"_step": 6, "x": 2}], [{"_step": 4, "y": 0}, {"_step": 5, "x": 1}])
+    Overlap(rows=2, before=1, there=1, behind=0, behind_is_later=True, events_there=0, difference=None)
+    """
+    before = there = rows = behind = 0
+    difference = None
+    is_later = True
+    last_s = -math.inf
+    mine = iter(ours)
+    wanted = next(mine, None)
+    rows += wanted is not None
+    for row in theirs:
+        if wanted is None or difference is not None:
+            behind += 1
+            is_later = is_later and _number(row.get("_timestamp"), -math.inf) >= last_s
+        elif there == 0 and _number(row.get("_step"), -1) < wanted["_step"]:
+            before += 1
+        elif changes := changes_between(wanted, row):
+            difference = f"row {there} of this run (step {wanted['_step']}): {changes[0]}"
+            behind += 1
+        else:
+            there += 1
+            last_s = _number(wanted.get("_timestamp"), math.inf)
+            wanted = next(mine, None)
+            rows += wanted is not None
+    rows += sum(1 for _ in mine)
+    return Overlap(rows, before, there, behind, is_later, difference=difference)
+
+
+def decide_by(overlap: Overlap, server: ServerRun, choice: str | None = None) -> Attach | Park:
+    """Say where the lines of a run begin of which another client may have sent a part.
+
+    `choice` is what a person wants where that cannot be told: `APPEND` sends all of the run behind what is there,
+    `CONTINUE` takes what is there for its beginning.
+    """
+    counts = server.counts
+    doubt = _doubt(overlap, counts[HISTORY])
+    if doubt is not None and choice == CONTINUE:
+        rows = min(counts[HISTORY], overlap.rows)
+        return Attach(Bases(), {**counts, HISTORY: rows, CONSOLE: 0}, summary_from=rows, is_continued=True)
+    if doubt is not None and choice == APPEND:
+        bases = _behind(server)
+        return Attach(bases, _at(bases))
+    if doubt is not None:
+        return Park(
+            f"{doubt} `--force append` sends all of this run behind them, `--force continue` takes them for its "
+            "beginning, `--force new-id` uploads it as a run of its own."
+        )
+    ours_until = overlap.before + overlap.there
+    # With all of our rows there, and more, the summary there is newer than any of ours.
+    summary_from = ours_until + bool(overlap.behind)
+    if overlap.before == 0:
+        # The first line is ours, so all of them are, the system metrics and the console as well.
+        acked = {**counts, HISTORY: ours_until, CONSOLE: max(0, counts[CONSOLE] - SCREEN_LINES)}
+        return Attach(Bases(), acked, summary_from=summary_from, is_continued=True)
     bases = Bases(
-        server.counts[HISTORY],
-        server.counts[EVENTS],
-        server.counts[CONSOLE],
-        server.next_step,
+        overlap.before,
+        counts[EVENTS] - overlap.events_there,
+        counts[CONSOLE],
+        # As in a run that was resumed, steps go on from those before.
+        0 if overlap.there else server.next_step,
         server.runtime_s,
     )
-    return Attach(bases, _at(bases))
+    return Attach(
+        bases, {**counts, HISTORY: ours_until}, summary_from=summary_from, is_continued=bool(overlap.there)
+    )
+
+
+def _doubt(overlap: Overlap, counted: int) -> str | None:
+    """Return why what is there may not be what it should be, or None."""
+    if overlap.difference is not None or (overlap.behind and not overlap.behind_is_later):
+        what = overlap.difference or f"{overlap.behind} rows behind all of this run's {overlap.rows}"
+        return (
+            f"W&B has {counted} rows under this run id, and they are not the beginning of this run: {what}. It may "
+            "have been uploaded twice."
+        )
+    shown = overlap.before + overlap.there + overlap.behind
+    if shown != counted:
+        return (
+            f"W&B says that it has {counted} rows under this run id, and shows {shown}: what is there cannot be told "
+            "for certain. Try again later, or choose:"
+        )
+    return None
 
 
 def conflict_with(log_id: str, pieces: list[str], server: ServerRun | None) -> str | None:
@@ -163,8 +335,8 @@ def conflict_with(log_id: str, pieces: list[str], server: ServerRun | None) -> s
         return None
     if mark.get("log_id") != log_id:
         return (
-            "another log already writes to this run id. Log under another run id; what is here stays here and can be "
-            "queried."
+            "another log already writes to this run id. What is here stays here and can be queried. "
+            "`syncd retry RUN --new-id` uploads it as a run of its own, `--append` behind the other's rows."
         )
     theirs = mark.get("pieces")
     if not isinstance(theirs, list):
@@ -173,9 +345,15 @@ def conflict_with(log_id: str, pieces: list[str], server: ServerRun | None) -> s
         if their != our and not our.startswith(UNKNOWN):
             return (
                 f"piece {number} of this run was uploaded from another copy of this directory. Sync that copy; what is "
-                "here stays here and can be queried."
+                "here stays here and can be queried. `syncd retry RUN --new-id` uploads it as a run of its own."
             )
     return None
+
+
+def _behind(server: ServerRun) -> Bases:
+    """Return the bases behind everything that is there."""
+    counts = server.counts
+    return Bases(counts[HISTORY], counts[EVENTS], counts[CONSOLE], server.next_step, server.runtime_s)
 
 
 def _at(bases: Bases) -> dict[str, int]:
@@ -185,9 +363,10 @@ def _at(bases: Bases) -> dict[str, int]:
 def _bases_of(mark: dict[str, Any]) -> Bases | None:
     try:
         history, events, console = (int(n) for n in mark["bases"])
-        return Bases(history, events, console, int(mark["first_step"]), float(mark["runtime_s"]))
-    except (KeyError, TypeError, ValueError):
+        found = Bases(history, events, console, int(mark["first_step"]), float(mark["runtime_s"]))
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
+    return found if min(history, events, console) >= 0 else None
 
 
 def _count(bucket: dict[str, Any], key: str) -> int:
@@ -200,7 +379,9 @@ def _count(bucket: dict[str, Any], key: str) -> int:
 
 
 def _number(value: Any, default: float) -> float:
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else default
+    # A longer integer is no step and no time, and is more than a float can hold.
+    is_sane = isinstance(value, (int, float)) and abs(value) < 2**63
+    return value if is_sane and math.isfinite(value) else default
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -211,7 +392,7 @@ def _object(value: Any) -> dict[str, Any]:
             # A lone surrogate would come back to us in a body that cannot be encoded.
             if isinstance(value, dict):
                 value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
     return value if isinstance(value, dict) else {}
 
@@ -221,6 +402,6 @@ def _last_object(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
     return _object(value[-1]) if isinstance(value, list) and value else {}

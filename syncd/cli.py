@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 it ran and not everything is uploaded; 2 wrong usage; 3 an
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import os
 import signal
@@ -14,22 +15,33 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 import orjson
 
+from eventlog import cursor as cursors
 from eventlog import roots as known_roots
-from eventlog.cursor import Sink
+from eventlog.cursor import APPEND, Sink
+from eventlog.piece import RUN_FILE, RunIdentity
+from eventlog.reader import find_runs
 from syncd import credentials
 from syncd.instance import AlreadyRunning, Instance
+from syncd.metadata import Edits
 from syncd.shipper import FLUSH_S
-from syncd.status import RunStatus, as_json, run_status, run_statuses
+from syncd.status import NOTHING_HEARD, RunStatus, as_json, run_statuses
+from syncd.sync import FORCE, NothingThere, Outcome, Plan, Watcher, Wishes, plan, upload_as_new
+from syncd.sync import sync as run_sync
+from syncd.wandb_runs import Taken, default_directory
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
 PATIENCE_S = 30.0
+# What `wandb sync --clean` had left alone, and how many runs are listed before they are uploaded.
+CLEAN_OLD_HOURS = 24.0
+LISTED_MAX = 20
 # Addresses are for a screen of runs, not for a thousand.
 URLS_MAX = 10
 
@@ -140,9 +152,33 @@ def status(roots: tuple[Path, ...], as_json_: bool, watch: bool) -> None:
 
 @main.command()
 @_root_option
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--project", help="Upload to this project instead of the one logged to.")
-@click.option("--entity", help="Upload to this entity instead of the one logged to.")
+@click.argument("paths", nargs=-1)
+@click.option("-p", "--project", help="Upload to this project instead of the one logged to.")
+@click.option("-e", "--entity", help="Upload to this entity instead of the one logged to.")
+@click.option("--id", "run_id", help="Upload W&B's runs as this one run, in the order in which they began.")
+@click.option("--job-type", help="Upload with this job type instead of the one logged.")
+@click.option("--replace-tags", metavar="OLD=NEW,…", help="Rename tags on the way.")
+@click.option(
+    "--include-online/--no-include-online",
+    "--no-skip-online/--skip-online",
+    "includes_online",
+    help="In a wandb directory, also take runs that were logged online: those that were killed are completed.",
+)
+@click.option(
+    "--include-synced/--no-include-synced",
+    "--no-skip-synced/--skip-synced",
+    "includes_synced",
+    help="In a wandb directory, also look at runs that are marked as synced. Nothing is sent twice.",
+)
+@click.option(
+    "--force",
+    type=click.Choice(FORCE),
+    help="Where W&B has other rows than expected: send this run behind them, take them for its beginning, or upload it "
+    "under a new id.",
+)
+@click.option("-n", "parallel", type=click.IntRange(1), help="So many runs at a time.")
+@click.option("--yes", "-y", "is_sure", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Say what would be uploaded, and upload nothing.")
 @click.option(
     "--drain", is_flag=True, help="However long the network stays away, wait until all is uploaded."
 )
@@ -154,45 +190,193 @@ def status(roots: tuple[Path, ...], as_json_: bool, watch: bool) -> None:
     show_default=True,
     help="Without --drain: give up when the server was away for so many seconds, or nothing got on.",
 )
+@click.option(
+    "--mark-synced/--no-mark-synced", "marks_synced", default=True, help="Write W&B's marker `.synced`."
+)
+@click.option(
+    "--watch",
+    "watched",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Sync a run whenever a trigger file of wandb-osh's in DIR asks for it, until Ctrl-C.",
+)
 @click.option("--json", "as_json_", is_flag=True, help="For scripts.")
+# What scripts for older releases of `wandb sync` say.
+@click.option("--sync-all", is_flag=True, hidden=True)
+@click.option("--include-offline/--no-include-offline", "includes_offline", default=True, hidden=True)
+@click.option("--append", is_flag=True, hidden=True)
+@click.option("--clean", "cleans", is_flag=True, hidden=True)
+@click.option("--clean-old-hours", type=click.FloatRange(0), default=CLEAN_OLD_HOURS, hidden=True)
+@click.option("--clean-force", is_flag=True, hidden=True)
 def sync(
     roots: tuple[Path, ...],
-    paths: tuple[Path, ...],
-    project: str | None,
-    entity: str | None,
+    paths: tuple[str, ...],
+    is_sure: bool,
+    dry_run: bool,
     drain: bool,
     patience_s: float,
+    watched: Path | None,
     as_json_: bool,
+    replace_tags: str | None,
+    job_type: str | None,
+    append: bool,
+    force: str | None,
+    sync_all: bool,
+    includes_offline: bool,
+    cleans: bool,
+    clean_old_hours: float,
+    clean_force: bool,
+    **wished: Any,
 ) -> None:
-    """Upload runs and return when everything is acknowledged.
+    """Upload runs and return when everything is acknowledged. Replaces `wandb sync`.
 
-    PATH is a run directory or a root; without one, every root that a run was logged to.
+    PATH is a run directory or a root; a wandb directory, an offline-run-… or run-… directory or a .wandb file of
+    W&B's; or a pattern. Without one: what is not synced in every root that a run was logged to, and below ./wandb.
+
+    Exit code 0: everything there was is acknowledged, and nothing was damaged.
     """
-    run_dirs = _run_dirs(paths, roots)
-    if not run_dirs:
-        click.echo("There are no runs to sync here." if not as_json_ else '{"runs":[]}')
+    if watched is not None and (paths or dry_run or cleans or as_json_):
+        raise click.UsageError(
+            "with --watch, the triggers say what is synced: give no PATH, and none of --dry-run, --json and --clean."
+        )
+    if cleans and not paths and not sync_all:
+        _clean((), clean_old_hours, clean_force or is_sure, dry_run, as_json_)
         return
-    url = credentials.base_url()
-    if credentials.api_key(url) is None:
-        raise click.UsageError(f"there is no API key for {url}. Run `wandb login`, or set WANDB_API_KEY.")
-    error, sinks = asyncio.run(
-        _sync(run_dirs, url, project, entity, float("inf") if drain else patience_s, quiet=as_json_)
+    wishes = Wishes(
+        edits=Edits(job_type, _replacements(replace_tags)),
+        force=force or (APPEND if append else None),
+        patience_s=float("inf") if drain else patience_s,
+        **wished,
     )
-    now_us = time.time_ns() // 1000
-    runs = [run_status(run_dir, sink, now_us, online=error is None) for run_dir, sink in sinks.items()]
-    left_out = [str(run_dir) for run_dir in run_dirs if run_dir not in sinks]
-    if left_out and error is None:
-        error = f"{', '.join(left_out)}: a copy of another run's directory, or not readable."
-    missing = error is not None or any(run.backlog or run.state == "parked" for run in runs)
+    if watched is not None:
+        _key_or_usage_error()
+        _follow_triggers(watched, wishes)
+        return
+    try:
+        planned = plan(paths, _roots(roots), wishes)
+    except NothingThere as error:
+        raise click.UsageError(str(error)) from None
+    if not includes_offline:
+        planned.files = [file for file in planned.files if not file.is_offline]
+    if planned.is_empty:
+        _say_nothing_there(planned, as_json_)
+        return
+    if dry_run:
+        _say_plan(planned, as_json_)
+        return
+    if not paths and not is_sure and not sync_all and not as_json_ and sys.stdin.isatty():
+        _say_plan(planned, as_json_)
+        click.confirm("Upload them?", abort=True)
+    _key_or_usage_error()
     if as_json_:
-        click.echo(orjson.dumps({**as_json({}, runs), "error": error}))
+        outcome = run_sync(planned, wishes, Watcher())
+        click.echo(orjson.dumps(_outcome_as_json(outcome, planned)))
     else:
-        from rich.console import Console
+        with ProgressBar() as bar:
+            outcome = run_sync(planned, wishes, bar)
+        _say_outcome(outcome, planned)
+    if cleans and outcome.is_good:
+        _clean(paths, clean_old_hours, clean_force or is_sure, dry_run, as_json_)
+    sys.exit(0 if outcome.is_good else 1)
 
-        Console().print(_runs_view(runs))
-        if error is not None:
-            click.echo(f"Not everything is uploaded: {error}", err=True)
-    sys.exit(1 if missing else 0)
+
+@main.command()
+@click.argument("paths", nargs=-1)
+@click.option(
+    "--older-than",
+    "older_than_hours",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="Only runs that began so many hours ago or earlier.",
+)
+@click.option("--yes", "-y", "is_sure", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@click.option("--json", "as_json_", is_flag=True, help="For scripts.")
+def clean(
+    paths: tuple[str, ...], older_than_hours: float, is_sure: bool, dry_run: bool, as_json_: bool
+) -> None:
+    """Remove W&B's run directories of which W&B has everything.
+
+    PATH is a wandb directory (./wandb if none is given) or one run's. W&B is asked before anything is removed; the log
+    that `syncd sync` made of a run stays, and can be queried.
+    """
+    _clean(paths, older_than_hours, is_sure, dry_run, as_json_)
+
+
+@main.command()
+@_root_option
+@click.argument("run")
+@click.option("--json", "as_json_", is_flag=True, help="For scripts.")
+def verify(roots: tuple[Path, ...], run: str, as_json_: bool) -> None:
+    """Read a run back from W&B and compare it with the log, row for row.
+
+    RUN is a run directory, or `project/id` as in `syncd status`. Exit code 1: they differ, or it cannot be told.
+    """
+    from syncd.read_back import CannotRead
+    from syncd.verify import verify as verify_run
+
+    run_dir = _find_run(run, roots)
+    url = _key_or_usage_error()
+    key = credentials.api_key(url)
+    assert key is not None
+    try:
+        found = verify_run(run_dir, url, key)
+    except CannotRead as error:
+        raise click.ClickException(str(error)) from None
+    if as_json_:
+        click.echo(
+            orjson.dumps([verification.as_json() for verification in found], option=orjson.OPT_INDENT_2)
+        )
+    else:
+        click.echo("\n".join(verification.describe() for verification in found))
+    sys.exit(0 if all(verification.is_good for verification in found) else 1)
+
+
+@main.command()
+@_root_option
+@click.argument("run")
+@click.option("--append", is_flag=True, help="Upload it behind the rows that another log left under its id.")
+@click.option("--new-id", is_flag=True, help="Upload it as a run of its own, under a new id.")
+@click.option(
+    "--ended", is_flag=True, help="Take my word that its writer, on another host, is gone for good."
+)
+def retry(roots: tuple[Path, ...], run: str, append: bool, new_id: bool, ended: bool) -> None:
+    """Try again to upload a run that stands still.
+
+    RUN is a run directory, or `project/id` as in `syncd status`.
+    """
+    if append and new_id:
+        raise click.UsageError("--append and --new-id are two ways out: choose one.")
+    run_dir = _find_run(run, roots)
+    standing = [cursor for cursor in cursors.cursors(run_dir) if cursor.state == "parked" or cursor.error]
+    if new_id:
+        identity = RunIdentity.load(run_dir)
+        there = upload_as_new(run_dir)
+        click.echo(f"{identity.project}/{identity.run_id} is uploaded as {there} from now on.")
+    elif not standing:
+        click.echo("Nothing keeps this run from being uploaded: `syncd status` shows how far it is.")
+        return
+    for cursor in standing if ended else ():
+        # Of a writer that is heard of, nobody's word is taken.
+        if cursor.fold is not None and (cursor.error or "").startswith(NOTHING_HEARD):
+            cursors.vouch_for_end(run_dir, cursor.fold["writer"])
+    choice = cursors.APPEND if append else None
+    for cursor in standing if not new_id and not ended else ():
+        held = cursors.lock(run_dir, cursor.sink)
+        if held is None:
+            raise click.ClickException("syncd is uploading this run at this moment; try again in a minute.")
+        try:
+            tried = replace(cursor, state="waiting", error=None, choice=choice)
+            if append:
+                # It is attached to anew; what another log has to do with it counts for nothing.
+                tried = cursors.Cursor(cursor.sink, cursor.rank, choice=choice, generation=cursor.generation)
+            cursors.save(run_dir, tried, time.time_ns() // 1000, durable=True)
+        finally:
+            os.close(held)
+    # A daemon that watches the run looks at it now.
+    os.utime(run_dir / RUN_FILE)
+    if not known_roots.daemon_is_watching():
+        click.echo(f"No syncd is running: `syncd sync {run_dir}` uploads it now.")
 
 
 # -- the daemon's process --------------------------------------------------------------------------------------
@@ -229,7 +413,7 @@ def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float) -> None:
         loop = asyncio.get_running_loop()
         watch = Watch(lambda run_dir: loop.call_soon_threadsafe(daemon.hint, run_dir))
         daemon = Daemon(
-            roots=lambda: [root.absolute() for root in roots or known_roots.registered()],
+            roots=lambda: _roots(roots),
             api=WandbApi(url, lambda: credentials.api_key(url)),
             flush_s=flush_s,
             on_change=say,
@@ -268,79 +452,239 @@ def _warn_without_key() -> None:
 # -- syncing once ----------------------------------------------------------------------------------------------
 
 
-async def _sync(
-    run_dirs: list[Path], url: str, project: str | None, entity: str | None, patience_s: float, quiet: bool
-) -> tuple[str | None, dict[Path, Sink]]:
-    """Upload the runs with a progress bar; return why not everything got there (or None), and where each went."""
+class ProgressBar(Watcher):
+    """Shows on a terminal how far a sync is."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self.looks = sys.stderr.isatty()
+        self._read_bytes = self._total_bytes = 0
+        self._reading: Any = None
+        self._uploading: Any = None
+
+    def __enter__(self) -> ProgressBar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def reading(self, total_bytes: int) -> None:
+        if total_bytes:
+            self._total_bytes = total_bytes
+            self._reading = self._progress.add_task("reading W&B's files", total=total_bytes, said="")
+
+    def has_read(self, size_bytes: int) -> None:
+        self._read_bytes += size_bytes
+        said = f"{self._read_bytes / 1e6:,.1f} of {self._total_bytes / 1e6:,.1f} MB"
+        self._progress.update(self._reading, completed=self._read_bytes, said=said)
+
+    def uploading(self, total: int, done: int, trouble: str | None) -> None:
+        if self._uploading is None:
+            self._uploading = self._progress.add_task("uploading", total=None, said="")
+        description = "uploading" if trouble is None else f"waiting: {trouble}"
+        said = f"{done:,}/{total:,} records"
+        self._progress.update(
+            self._uploading, total=total, completed=done, description=description, said=said
+        )
+
+
+def _key_or_usage_error() -> str:
+    """Return W&B's address, for which there is a key."""
+    url = credentials.base_url()
+    if credentials.api_key(url) is None:
+        raise click.UsageError(f"there is no API key for {url}. Run `wandb login`, or set WANDB_API_KEY.")
+    return url
+
+
+def _follow_triggers(directory: Path, wishes: Wishes) -> None:
+    """Sync what is asked for, and say a line about each."""
+    from syncd.triggers import UntilStopped, plan_of, watch
+
+    def follow(path: Path) -> str | None:
+        outcome = run_sync(plan_of(path, wishes), wishes, UntilStopped())
+        if not outcome.is_good:
+            return outcome.why_not
+        if not outcome.runs:
+            return f"{str(path)!r}: there is nothing in it yet."
+        say(
+            "; ".join(
+                f"{run.run}: {run.acked:,} of {run.records:,} records are there" for run in outcome.runs
+            )
+        )
+        return None
+
+    def say(line: str) -> None:
+        click.echo(f"{time.strftime('%H:%M:%S')} {line}")
+
+    say(f"following the triggers in {directory}; Ctrl-C ends it")
+    watch(directory, follow, say, time.monotonic)
+
+
+def _replacements(text: str | None) -> dict[str, str]:
+    """
+    >>> _replacements("old=new, a = b")
+    {'old': 'new', 'a': 'b'}
+    """
+    pairs = [pair.partition("=") for pair in (text or "").split(",") if pair]
+    wrong = [old for old, sign, _ in pairs if not sign]
+    if wrong:
+        raise click.UsageError(f"--replace-tags wants OLD=NEW, and found {wrong[0]!r}.")
+    return {old.strip(): new.strip() for old, _, new in pairs}
+
+
+def _say_nothing_there(planned: Plan, as_json_: bool) -> None:
+    if as_json_:
+        click.echo(orjson.dumps({"runs": [], "skipped": planned.skipped}))
+        return
+    click.echo("There are no runs to sync here.")
+    _say_skipped(planned)
+
+
+def _say_plan(planned: Plan, as_json_: bool) -> None:
+    names = [str(run_dir) for run_dir in planned.run_dirs] + [str(file.directory) for file in planned.files]
+    if as_json_:
+        click.echo(orjson.dumps({"would_sync": names, "skipped": planned.skipped}))
+        return
+    click.echo("1 run is to be uploaded:" if len(names) == 1 else f"{len(names):,} runs are to be uploaded:")
+    for name in names[:LISTED_MAX]:
+        click.echo(f"  {name}")
+    if len(names) > LISTED_MAX:
+        click.echo(f"  and {len(names) - LISTED_MAX:,} more")
+    _say_skipped(planned)
+
+
+def _say_skipped(planned: Plan) -> None:
+    for reason, count in planned.skipped.items():
+        click.echo(f"Left out: {count:,} of W&B's runs, {reason}.")
+
+
+def _outcome_as_json(outcome: Outcome, planned: Plan) -> dict[str, Any]:
+    return {
+        **as_json({}, outcome.runs),
+        "error": outcome.error,
+        "taken": [taken.as_json() for taken in outcome.taken],
+        "skipped": planned.skipped,
+    }
+
+
+def _say_outcome(outcome: Outcome, planned: Plan) -> None:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from syncd.daemon import Daemon
-    from syncd.wandb_api import WandbApi
+    console = Console()
+    if outcome.taken:
+        console.print(_taken_view(outcome.taken))
+    console.print(_runs_view(outcome.runs))
+    _say_skipped(planned)
+    if outcome.error is not None:
+        click.echo(f"Not everything is uploaded: {outcome.error}", err=True)
 
-    daemon = Daemon(
-        roots=list,
-        api=WandbApi(url, lambda: credentials.api_key(url)),
-        asked_for=run_dirs,
-        entity=entity,
-        project=project,
-        until_synced=True,
-    )
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("records"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=quiet,
-    )
-    work = asyncio.ensure_future(daemon.run())
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, daemon.stop)
-    error: str | None = None
-    with progress:
-        bar = progress.add_task("uploading", total=None)
-        while not (await asyncio.wait([work], timeout=0.2))[0]:
-            runs = [] if quiet else [entry.sync.progress() for entry in daemon.entries.values()]
-            progress.update(
-                bar, total=sum(run.records for run in runs), completed=sum(run.acked for run in runs)
+
+def _taken_view(all_taken: list[Taken]) -> Any:
+    """A line for each of W&B's files, and below them what could not be had of some, and where."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("W&B's run", overflow="fold")
+    for name in ("records", "rows", "damaged"):
+        table.add_column(name, justify="right")
+    remarks: list[Text] = []
+    for taken in all_taken:
+        damaged = f"{sum(damage.size for damage in taken.damage):,} B" if taken.damage else ""
+        name = taken.file.directory.name
+        table.add_row(Text(name), f"{taken.records:,}", f"{taken.rows:,}", damaged)
+        remarks += [
+            Text(f"{name}: bytes {d.offset:,} to {d.offset + d.size:,} are damaged: {d.cause}", style="red")
+            for d in taken.damage
+        ]
+        if taken.is_empty and not taken.damage:
+            remarks.append(
+                Text(f"{name}: there is nothing in it: its writer was killed before it had written any")
             )
-            gate = daemon.gate
-            progress.update(bar, description="uploading" if gate.is_open else f"waiting: {gate.reason}")
-            if gate.needs_a_person or time.monotonic() - daemon.last_good_s > patience_s:
-                error = daemon.complaint()
-                daemon.stop()
-    work.result()
-    if error is None and not daemon.finished:
-        error = "interrupted. Run it again to go on from here."
-    return error, {run_dir: entry.sync.sink for run_dir, entry in daemon.entries.items()}
-
-
-def _run_dirs(paths: tuple[Path, ...], roots: tuple[Path, ...]) -> list[Path]:
-    from eventlog.piece import RUN_FILE
-    from eventlog.reader import find_runs
-
-    if not paths:
-        return sorted({d for root in roots or known_roots.registered() for d in find_runs(root.absolute())})
-    found: list[Path] = []
-    for path in paths:
-        path = path.resolve()
-        if (path / RUN_FILE).is_file():
-            found.append(path)
-            continue
-        below = [*find_runs(path), *(d for d in sorted(path.glob("*")) if (d / RUN_FILE).is_file())]
-        if not below:
-            reason = (
-                "there is no such path"
-                if not path.exists()
-                else "it is neither a run nor a root with runs in it"
+        elif taken.torn is not None:
+            remarks.append(
+                Text(f"{name}: {taken.torn.size:,} bytes at the end were never finished: the run was killed")
             )
-            raise click.UsageError(f"cannot sync {str(path)!r}: {reason}.")
-        found += below
-    return sorted(set(found))
+        remarks += [
+            Text(f"{name}: {count:,} × {what}", style="yellow") for what, count in taken.not_taken.items()
+        ]
+    return Group(table, *remarks)
+
+
+def _clean(
+    paths: tuple[str, ...], older_than_hours: float, is_sure: bool, dry_run: bool, as_json_: bool
+) -> None:
+    from syncd.clean import confirmed, remove
+
+    if as_json_ and not is_sure and not dry_run:
+        raise click.UsageError("with --json nobody can be asked: add --yes or --dry-run.")
+    url = _key_or_usage_error()
+    found = confirmed(
+        paths or (str(default_directory() or "wandb"),),
+        older_than_hours,
+        url,
+        lambda: credentials.api_key(url),
+    )
+    removable = [candidate for candidate in found if candidate.objection is None]
+    if not as_json_:
+        for candidate in found:
+            said = "removable" if candidate.objection is None else f"kept: {candidate.objection}"
+            click.echo(f"{candidate.directory}  {said}")
+        if not removable:
+            click.echo("There is nothing to remove.")
+    if removable and not dry_run:
+        if not is_sure:
+            click.confirm(
+                "Remove this directory?"
+                if len(removable) == 1
+                else f"Remove {len(removable):,} directories?",
+                abort=True,
+            )
+        for candidate in removable:
+            remove(candidate)
+    if as_json_:
+        removed = [] if dry_run else [str(candidate.directory) for candidate in removable]
+        kept = {str(c.directory): c.objection for c in found if c.objection is not None}
+        click.echo(orjson.dumps({"removed": removed, "kept": kept}))
+
+
+def _roots(given: Iterable[Path]) -> list[Path]:
+    """Return the roots to look at: those that were given, else all that are known; each once, whatever its names."""
+    return list(dict.fromkeys(Path(os.path.realpath(root)) for root in given or known_roots.registered()))
+
+
+def _find_run(run: str, roots: tuple[Path, ...]) -> Path:
+    """Return the directory of the run that a person named."""
+    if (Path(run) / RUN_FILE).is_file():
+        return Path(run).resolve()
+    below = [d for root in _roots(roots) for d in find_runs(root)]
+    found = [d for d in below if run in (d.name, f"{d.parent.name}/{d.name}")]
+    # Under another id, say, after `retry --new-id`.
+    found = found or [d for d in below if any(run in _names_of(cursor.sink) for cursor in cursors.cursors(d))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        places = "\n  ".join(map(str, found))
+        raise click.UsageError(f"{run!r} names {len(found)} runs. Give the directory of one:\n  {places}")
+    near = difflib.get_close_matches(run, [f"{d.parent.name}/{d.name}" for d in below], n=3)
+    hint = f" Did you mean {', '.join(near)}?" if near else " `syncd status` lists them."
+    raise click.UsageError(f"there is no run {run!r}.{hint}")
+
+
+def _names_of(sink: Sink) -> tuple[str, str]:
+    return sink.run_id, f"{sink.project}/{sink.run_id}"
 
 
 # -- showing ---------------------------------------------------------------------------------------------------
@@ -348,8 +692,7 @@ def _run_dirs(paths: tuple[Path, ...], roots: tuple[Path, ...]) -> list[Path]:
 
 def _look(instance: Instance, roots: Iterable[Path]) -> tuple[dict[str, Any], list[RunStatus]]:
     daemon = instance.page()
-    looked_at = [root.absolute() for root in roots or known_roots.registered()]
-    return daemon, run_statuses(looked_at, time.time_ns() // 1000, daemon.get("state") == "online")
+    return daemon, run_statuses(_roots(roots), time.time_ns() // 1000, daemon.get("state") == "online")
 
 
 def _table(daemon: dict[str, Any], runs: list[RunStatus]) -> Any:
@@ -385,6 +728,8 @@ def _runs_view(runs: list[RunStatus]) -> Any:
         numbers = (f"{run.records:,}", f"{run.acked:,}", f"{run.backlog:,}", lag)
         table.add_row(Text(run.run), Text(run.state, style=style), *numbers)
         said = [f"{count:,} not shown there: {reason}" for reason, count in run.not_shown.items()]
+        if run.files_left:
+            said.append(f"{run.files_left:,} files and artifacts are still to be uploaded")
         if run.error is not None:
             said.insert(0, run.error)
         remarks += [Text(f"{run.run}: {remark}", style=style) for remark in said]

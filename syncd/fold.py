@@ -12,11 +12,13 @@ Invariants
 
 There is no clock, file or socket here: every time comes out of a record.
 
-Left out: system metrics, console, media and files; their records pass through without effect.
+Left out: the console, which is a stream of its own (`console`), and files (`uploads`), which are no lines.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -35,6 +37,9 @@ REPEATED_STEP = "step repeated or in the past"
 LINE_TOO_LONG = "line over W&B's limit"
 # The SDK names what it adds to a row like this, and W&B keeps such keys for itself.
 _STEP, _TIMESTAMP, _RUNTIME = "_step", "_timestamp", "_runtime"
+
+# What `start.rows` says of a piece whose `metrics` records are whole rows, as W&B's own client closed them.
+COMPLETE_ROWS = "complete"
 
 KeyPath = tuple[str, ...]
 
@@ -125,7 +130,7 @@ class Fold:
     """The fold of one run's primary pieces, and its small state."""
 
     def __init__(self, bases: Bases) -> None:
-        self.next_line = {HISTORY: bases.history, EVENTS: bases.events, CONSOLE: bases.console}
+        self.next_line = {HISTORY: bases.history, EVENTS: bases.events}
         self.step = 0
         self.config: dict[str, Any] = {}
         self.start: dict[str, Any] = {}
@@ -139,6 +144,8 @@ class Fold:
         self._row: dict[str, Any] | None = None
         self._runtime_s = bases.runtime_s
         self._piece_runtime_s = bases.runtime_s
+        self.deleted: list[str] = []
+        """Keys that were taken out of the summary: those of another client as well as ours."""
         self._latest_step: dict[str, float] = {}
         self._statistics: dict[KeyPath, _Statistics] = {}
         # Every path that some key of the summary lies below, now or earlier.
@@ -159,10 +166,25 @@ class Fold:
             self._summary_record(record)
         elif record.kind == "define_metric":
             self._define(record.data)
+        elif record.kind == "facts":
+            self.start.update(record.data)
+        elif record.kind == "machine":
+            self.start["machine"] = {**(self.start.get("machine") or {}), **record.data}
+        elif record.kind == "system":
+            lines.append(self._system(record))
         elif record.kind == "exit":
             lines += self.end_piece()
             self.exitcode = int(record.data.get("exitcode", 0))
         return lines
+
+    def begin_piece(self) -> None:
+        """Note that the next record is the first of another piece.
+
+        Its `start` says so too, and this makes no difference then; but a `start` may be damaged.
+        """
+        self.start_time_us = 0
+        self._piece_runtime_s = self._runtime_s
+        self.exitcode = None
 
     def end_piece(self) -> list[Line]:
         """Close the open row: no further record of this piece will come.
@@ -186,6 +208,9 @@ class Fold:
             value = statistics.shown()
             if value is not None:
                 _set_at(nested, path, value)
+        if self._has_complete_rows:
+            # Whoever closed the rows also said this.
+            return nested
         # The SDK keeps the run's age here too, in whole seconds, whatever the last row says.
         nested[_RUNTIME] = int(self._runtime_s)
         nested["_wandb"] = {"runtime": int(self._runtime_s)}
@@ -207,6 +232,7 @@ class Fold:
             "row_seq": self.row_seq,
             "runtime_s": self._runtime_s,
             "piece_runtime_s": self._piece_runtime_s,
+            "deleted": self.deleted,
             "latest_step": self._latest_step,
             "statistics": [[list(path), *_values(s)] for path, s in self._statistics.items()],
         }
@@ -230,6 +256,7 @@ class Fold:
         fold.row_seq = state["row_seq"]
         fold._runtime_s = state["runtime_s"]
         fold._piece_runtime_s = state["piece_runtime_s"]
+        fold.deleted = state["deleted"]
         fold._latest_step = state["latest_step"]
         fold._statistics = {tuple(path): _Statistics(*values) for path, *values in state["statistics"]}
         fold._inner = {path[:n] for path in fold._statistics for n in range(1, len(path))}
@@ -243,11 +270,17 @@ class Fold:
         given = {key: value for key, value in record.data.items() if value is not None}
         self.config.update(given.pop("config", {}))
         self.start.update(given)
+        self.begin_piece()
         self.start_time_us = record.time_us
-        self._piece_runtime_s = self._runtime_s
-        self.exitcode = None
+
+    @property
+    def _has_complete_rows(self) -> bool:
+        return self.start.get("rows") == COMPLETE_ROWS
 
     def _metrics(self, record: Record, lines: list[Line]) -> None:
+        if self._has_complete_rows:
+            lines.append(self._line(HISTORY, self._complete_row(record)))
+            return
         step = self.step if record.step is None else record.step
         if step < self.step:
             self._count(REPEATED_STEP)
@@ -264,6 +297,21 @@ class Fold:
         if record.commit:
             self._close_row(lines)
             self.step += 1
+
+    def _complete_row(self, record: Record) -> dict[str, Any]:
+        """Return a row that is as W&B's client closed it, moved up to the next free step as that client would."""
+        plain = (float, str, bool)
+        row = {k: v if type(v) in plain else as_sent(v) for k, v in record.data.items()}
+        row[_STEP] = max(self.step if record.step is None else record.step, self._next_free_step)
+        self.step = self._next_free_step = row[_STEP] + 1
+        return row
+
+    def _system(self, record: Record) -> Line:
+        # Without `_wandb` the line would not be taken for system metrics.
+        row = {"_wandb": True, _TIMESTAMP: record.time_us / 1e6, _RUNTIME: self._runtime_s}
+        # A sample that W&B's client took brings its own times.
+        named = {name if name in row else f"system.{name}": as_sent(v) for name, v in record.data.items()}
+        return self._line(EVENTS, row | named)
 
     def _summary_record(self, record: Record) -> None:
         for path, value in record.data.get("set", []):
@@ -311,14 +359,16 @@ class Fold:
             self._apply_definitions(row, leaves)
         for path, value in leaves:
             self._statistics_at(path).update(value)
-        text = json_of(row)
+        lines.append(self._line(HISTORY, row))
+
+    def _line(self, file: str, row: dict[str, Any]) -> Line:
+        line = Line(file, self.next_line[file], json_of(row))
+        self.next_line[file] += 1
         # Most lines are far below the limit: only a long one is worth encoding to be counted.
-        if len(text) * 4 > LINE_MAX_BYTES and len(text.encode()) > LINE_MAX_BYTES:
+        if len(line.text) * 4 > LINE_MAX_BYTES and len(line.text.encode()) > LINE_MAX_BYTES:
             self._count(LINE_TOO_LONG)
-            text = stub(text, LINE_TOO_LONG)
-        number = self.next_line[HISTORY]
-        self.next_line[HISTORY] = number + 1
-        lines.append(Line(HISTORY, number, text))
+            line = stub_of(line, LINE_TOO_LONG)
+        return line
 
     def _apply_definitions(self, row: dict[str, Any], leaves: list[tuple[KeyPath, Any]]) -> None:
         values = dict(leaves)
@@ -369,6 +419,8 @@ class Fold:
         return found
 
     def _delete(self, path: KeyPath) -> None:
+        if len(path) == 1 and path[0] not in self.deleted:
+            self.deleted = [*self.deleted, path[0]]
         if path in self._statistics:
             statistics = self._statistics[path]
             statistics.latest, statistics.has_data = None, False
@@ -377,6 +429,8 @@ class Fold:
             del self._statistics[other]
 
     def _tick(self, time_us: int) -> None:
+        # The first record that is there stands in for a damaged `start`.
+        self.start_time_us = self.start_time_us or time_us
         # A clock set back must not make a run younger.
         elapsed_s = (time_us - self.start_time_us) / 1e6
         self._runtime_s = max(self._runtime_s, self._piece_runtime_s + elapsed_s)
@@ -385,17 +439,21 @@ class Fold:
         self.not_shown[reason] = self.not_shown.get(reason, 0) + 1
 
 
-def stub(text: str, reason: str) -> str:
+def stub_of(line: Line, reason: str) -> Line:
     """Return the line that stands in for one that cannot be shown: its step and times, and why.
 
-    >>> stub('{"big":1,"_step":3,"_timestamp":1.5,"_runtime":0.5}', "refused")
+    >>> stub_of(Line(HISTORY, 7, '{"big":1,"_step":3,"_timestamp":1.5,"_runtime":0.5}'), "refused").text
     '{"_step":3,"_timestamp":1.5,"_runtime":0.5,"_tidelog_stub":"refused; the record is in the local log"}'
+    >>> stub_of(Line(CONSOLE, 7, "ERROR 2026-01-02T03:04:05.764325 odd"), "refused").text
+    'ERROR 2026-01-02T03:04:05.764325 [tidelog: refused; the record is in the local log]'
     """
-    import json
-
-    row = json.loads(text)
-    kept = {key: row[key] for key in (_STEP, _TIMESTAMP, _RUNTIME) if key in row}
-    return json_of({**kept, "_tidelog_stub": f"{reason}; the record is in the local log"})
+    why = f"{reason}; the record is in the local log"
+    if line.file == CONSOLE:
+        error, time, _ = re.fullmatch(r"(ERROR )?(\S*)(.*)", line.text, re.DOTALL).groups(default="")  # type: ignore[union-attr]
+        return line._replace(text=f"{error}{time} [tidelog: {why}]")
+    row = json.loads(line.text)
+    kept = {key: row[key] for key in ("_wandb", _STEP, _TIMESTAMP, _RUNTIME) if key in row}
+    return line._replace(text=json_of({**kept, "_tidelog_stub": why}))
 
 
 def _dicts_copied(tree: dict[str, Any]) -> dict[str, Any]:

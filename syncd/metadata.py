@@ -17,6 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from syncd.fold import Definition, as_sent
@@ -33,15 +35,40 @@ _PARAMS = {
     "jobType": "job_type",
     "host": "host",
     "program": "program",
+    "sweep": "sweep_id",
 }
 _OPTION_NUMBERS = {"step_sync": 1, "hidden": 2, "explicit": 3}
-_SUMMARY_NUMBERS = {"min": 1, "max": 2, "mean": 3, "best": 4, "last": 5, "none": 6, "copy": 7, "first": 8}
+# `copy` does nothing, and the SDK does not send it.
+_SUMMARY_NUMBERS = {"min": 1, "max": 2, "mean": 3, "best": 4, "last": 5, "none": 6, "first": 8}
 _GOAL_NUMBERS = {"minimize": 1, "maximize": 2}
 
 
-def params(start: dict[str, Any]) -> dict[str, Any]:
-    """Return the `UpsertBucket` variables that the run's `start` facts give."""
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """What a person wants told otherwise than it was logged."""
+
+    job_type: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Old names and new ones."""
+
+
+NO_EDITS = Edits()
+
+
+def params(start: dict[str, Any], run_id: str = "", rank: int = 0, edits: Edits = NO_EDITS) -> dict[str, Any]:
+    """Return the `UpsertBucket` variables that the run's `start` facts give.
+
+    Where every rank is a run of its own, they are one group, as W&B's own guides have it.
+    """
     found = {variable: start.get(fact) for variable, fact in _PARAMS.items()}
+    if start.get("upload_ranks") == "all" or rank:
+        found["groupName"] = found["groupName"] or run_id
+    if rank:
+        found["displayName"] = f"{found['displayName'] or run_id}-rank{rank}"
+    if edits.job_type is not None:
+        found["jobType"] = edits.job_type
+    if edits.tags and found["tags"]:
+        found["tags"] = [edits.tags.get(tag, tag) for tag in found["tags"]]
     git = start.get("git") or {}
     found |= {"commit": git.get("commit"), "repo": git.get("remote")}
     return {variable: value for variable, value in found.items() if value is not None}
@@ -66,15 +93,19 @@ def config_json(
     version = str(start.get("python") or "")
     environment = {
         "os": start.get("os"),
-        "python": f"CPython {version}",
+        "python": f"{start.get('implementation') or 'CPython'} {version}",
         "startedAt": start.get("started_at"),
         "args": (start.get("argv") or [])[1:],
         "program": start.get("program"),
+        "codePath": start.get("code_path"),
+        "codePathLocal": start.get("code_path_local"),
+        "email": start.get("email"),
         "git": start.get("git"),
         "root": start.get("cwd"),
         "host": start.get("host"),
         "executable": start.get("executable"),
         "cpu_count": start.get("cpu_count"),
+        **as_protobuf(start.get("machine") or {}),
         "writerId": mark["log_id"],
     }
     internal = {
@@ -83,12 +114,30 @@ def config_json(
         "t": {"3": [], "4": version, "5": SPOKEN_VERSION, "12": SPOKEN_VERSION, "13": "linux-x86_64"},
         "m": definitions_list(definitions),
         "e": {mark["log_id"]: {key: value for key, value in environment.items() if value}},
+        # What W&B's own client had said, where the run is one of its.
+        **(start.get("wandb") or {}),
     }
     wrapped = {key: value for key, value in others.items() if key not in ("_wandb", MARK)}
     wrapped |= {key: {"value": _finite(value)} for key, value in config.items()}
     wrapped |= {MARK: {"value": mark}, "_wandb": {"value": internal}}
     # Sorted, so that the same config has the same digest in every process.
     return json.dumps(wrapped, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+
+
+def as_protobuf(machine: dict[str, Any]) -> dict[str, Any]:
+    """Return the machine's facts as the SDK's JSON has them: 64-bit sizes are texts there.
+
+    >>> as_protobuf({"cpu_count": 2, "memory": {"total": 25769803776}})
+    {'cpu_count': 2, 'memory': {'total': '25769803776'}}
+    """
+    sizes = ("total", "used", "memoryTotal")
+
+    def said(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: str(v) if k in sizes and isinstance(v, int) else said(v) for k, v in value.items()}
+        return [said(item) for item in value] if isinstance(value, list) else value
+
+    return {name: said(fact) for name, fact in machine.items()}
 
 
 def digest(config: str) -> str:

@@ -1,14 +1,18 @@
 """Brings one run to one sink: reads, folds, ships, and remembers how far it came.
 
-    pieces ──StreamReader──▶ Fold ──▶ Shipper ──▶ WandbApi
-                               └── cursor ◀── ack ──┘
+    events ──Track──▶ Fold ────┐
+    console ─Track──▶ Console ─┴▶ Shipper ──▶ WandbApi
+    files ───Track──▶ RunUploads ──────────────▶ │
+    alerts ─────────▶ Alerts ──────────────────▶ │
+                               └─ cursor ◀─ ack ─┘
 
 Invariants
 ----------
 * The attach record is durable before the first line is sent.
 * The cursor's fold is the state at a place below which every line, the summary and the config are acknowledged;
   going on from it sends nothing else again but the batch that was in flight.
-* A run is written to by one process at a time: `sync/lock` is held while it is open here.
+* `complete` is said when nothing of the run is left here: no line, no file, no alert.
+* A run is written to one sink by one process at a time: a lock is held while it is open here.
 * Trouble is kept in `trouble` for the caller; only a broken log on disk may raise.
 
 `turn` does one thing, at most a request or two, and says when it wants to be called again.  It never sleeps.
@@ -16,91 +20,60 @@ Invariants
 
 from __future__ import annotations
 
-import fcntl
+import json
 import logging
 import os
 import random
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from eventlog import cursor as cursors
 from eventlog import piece as pieces
 from eventlog.cursor import Cursor, Sink
+from eventlog.errors import NotARun
 from eventlog.piece import RunIdentity
-from eventlog.reader import StreamReader, end_of
+from eventlog.reader import StreamReader, end_of, pieces_of, read
+from eventlog.record import json_of
 from syncd import attach, metadata
-from syncd.attach import Attach, Park, Wait
-from syncd.fold import HISTORY, Bases, Fold, Line
-from syncd.shipper import FLUSH_S, Backoff, Outcome, Shipper, Verdict, outcome_of
-from syncd.status import Progress, progress
-from syncd.wandb_api import Answer, WandbApi
+from syncd.alerts import Alerted, Alerts
+from syncd.attach import Attach, Attached, Park, Wait
+from syncd.comparison import Comparison
+from syncd.console import Console, output_text
+from syncd.fold import COMPLETE_ROWS, CONSOLE, HISTORY, SUMMARY, Bases, Fold, Line
+from syncd.http import Answer, dig
+from syncd.run_files import CONFIG, METADATA, config_yaml, metadata_json
+from syncd.run_uploads import RunUploads
+from syncd.shipper import FLUSH_S, Backoff, Batch, Outcome, Pace, Shipper, Verdict
+from syncd.status import NOTHING_HEARD, Progress, files_left, progress
+from syncd.track import Track
+from syncd.transfer import Made, MadeOnDisk, outcome_of_answer
+from syncd.wandb_api import WandbApi
 
 log = logging.getLogger("syncd")
 
 # Lines come out a little larger than the records they are made of: this much of a log makes one full batch.
 READ_BYTES = 640 * 1024
+# Console text and file records are read in smaller portions, beside the events.
+READ_BESIDE_BYTES = 128 * 1024
 # A power cut may cost this much of the cursor; what is sent again then is already where it goes.
 DURABLE_S = 30.0
 # How often a run is looked at without a hint: while it grows, while it may, and when it is over.
 HOT_S, WARM_S, COLD_S = 1.0, 10.0, 60.0
 LOCK_BUSY_S = 1.0
+COMPARED_S = 0.2
+# A writer on another host is not waited for any longer than this without a sign of life. FORMAT.md, "Pieces".
+STALE_S = 600.0
 DAMAGED = "damaged or missing in the log"
+UNREADABLE = "none of its records can be read: `eventlog verify` shows the damage"
 OFFLINE_MODE = "logged with mode=offline: `syncd sync` uploads it"
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """Where the run is on the server."""
-
-    entity: str
-    project: str
-    run_id: str
-    storage_id: str
-    bases: Bases
-    others_config: dict[str, Any]
-    others_summary: dict[str, Any]
-
-    def record(self, log_id: str, url: str) -> dict[str, Any]:
-        return {
-            "log_id": log_id,
-            "entity": self.entity,
-            "project": self.project,
-            "run_id": self.run_id,
-            "storage_id": self.storage_id,
-            "url": url,
-            "history_base": self.bases.history,
-            "events_base": self.bases.events,
-            "console_base": self.bases.console,
-            "first_step": self.bases.first_step,
-            "runtime_base_s": self.bases.runtime_s,
-            "others_config": self.others_config,
-            "others_summary": self.others_summary,
-        }
-
-    @classmethod
-    def of(cls, record: dict[str, Any]) -> Attached:
-        bases = Bases(
-            record["history_base"],
-            record["events_base"],
-            record["console_base"],
-            record["first_step"],
-            record["runtime_base_s"],
-        )
-        return cls(
-            record["entity"],
-            record["project"],
-            record["run_id"],
-            record["storage_id"],
-            bases,
-            record["others_config"],
-            record["others_summary"],
-        )
+A_COPY = "a copy of "
 
 
 class RunSync:
-    """One run on its way to one sink."""
+    """One run on its way to one sink.  With a `rank` above 0: what that rank wrote, as a run of its own."""
 
     def __init__(
         self,
@@ -108,37 +81,69 @@ class RunSync:
         sink: Sink,
         api: WandbApi,
         *,
+        rank: int = 0,
         asked_for: bool = False,
+        choice: str | None = None,
+        edits: metadata.Edits = metadata.NO_EDITS,
         flush_s: float = FLUSH_S,
         steady_s: float = attach.STEADY_S,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wake: Callable[[], object] = lambda: None,
     ) -> None:
         self.run_dir = run_dir
         self.identity = RunIdentity.load(run_dir)
         self.sink = sink
+        self.rank = rank
         self.trouble: Outcome | None = None
         """Why the last turn did not get through, for the daemon to see whether it concerns the host."""
         self.caught_up = False
         """All that was in the log at the last look is acknowledged."""
+        self.is_replaced = False
+        """Another log lies under this path now: this one has nothing to do with it."""
+        self._choice = choice
+        self._edits = edits
         self._api = api
         self._asked_for = asked_for
+        # What stands still gets one more try when a person asks for it, and not one at each look.
+        self._forgives = asked_for
         self._flush_s = flush_s
         self._steady_s = steady_s
-        self._backoff = Backoff()
+        self._pace = pace or Pace()
+        self._clock = clock
+        # Called when something happened between two turns.
+        self._wake = wake
         self._lock_fd = -1
-        self._cursor = Cursor(sink)
-        self._attached: Attached | None = None
-        self._fold = Fold(Bases())
-        self._shipper = Shipper({})
-        self._writer = ""
-        self._reader: StreamReader | None = None
-        self._live = False
-        self._more = False
-        self._ended = False
-        self._damaged = 0
-        self._grew_s = float("-inf")
-        self._durable_s = float("-inf")
+        self._cursor = Cursor(sink, rank)
+        self._backoff = Backoff()
+        self._known_pieces: dict[str, tuple[str, str | None]] = {}
+        self._lookers: dict[str, StreamReader] = {}
         self._counts_seen: dict[str, int] | None = None
         self._counts_since_s = 0.0
+        self._comparison: Comparison | None = None
+        self._empty_since_s: float | None = None
+        self._end_wanted: tuple[str, int] | None = None
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        """Forget what was read, folded and sent: the cursor knows it."""
+        log_id = self.identity.log_id
+        self._attached: Attached | None = None
+        self._fold = Fold(Bases())
+        self._console = Console()
+        self._shipper = Shipper({})
+        self._events = Track(self.run_dir, "events", log_id)
+        self._text = Track(self.run_dir, "console", log_id)
+        self._uploads: RunUploads | None = None
+        self._alerts: Alerts | None = None
+        self._config: str | None = None
+        self._environment: str | None = None
+        self._live = False
+        self._remark: str | None = None
+        self._grew_s = float("-inf")
+        self._durable_s = float("-inf")
+        self._heard: tuple[Any, int] | None = None
+        self._heard_s = float("inf")
 
     @property
     def parked(self) -> bool:
@@ -149,18 +154,21 @@ class RunSync:
         return self._cursor.error
 
     @property
-    def generation(self) -> int:
-        """Grows with every write of the cursor, whoever makes the progress that is in it."""
-        return self._cursor.generation
+    def got_to(self) -> tuple[object, ...]:
+        """Changes with every progress, whoever makes it; an error that reads otherwise is none."""
+        now = self._cursor
+        compared = self._comparison.rows_read if self._comparison is not None else 0
+        sent = now.told, now.acked, now.next, now.files, now.made, now.alerted, now.finished
+        return now.attach, compared, *sent
 
     @property
     def is_idle(self) -> bool:
         """Nothing is left to do until the run is resumed, or a person does something."""
-        return (self.caught_up and self._ended) or self.parked or self.error == OFFLINE_MODE
+        return (self.caught_up and (self._events.ended or not self._events.writer)) or self.parked
 
     def progress(self) -> Progress:
-        """Return how far this run is."""
-        return progress(self.run_dir, self._cursor)
+        """Return how far this run is, but for the age of what waits."""
+        return progress(self.run_dir, self._pieces(), self._cursor, with_age=False)
 
     async def turn(self, now_s: float) -> float:
         """Do the next thing there is to do; return when to be called again if no hint comes before.
@@ -169,13 +177,21 @@ class RunSync:
         """
         try:
             return await self._turn(now_s)
-        except BaseException:
+        except BaseException as error:
             self._let_go()
+            if isinstance(error, FileNotFoundError) and not self.run_dir.exists():
+                return self._is_gone(now_s)
             raise
 
     async def _turn(self, now_s: float) -> float:
         self.trouble = None
         self.caught_up = False
+        if self._is_of_another_log():
+            self._let_go()
+            self.is_replaced = True
+            return now_s + HOT_S
+        if self._lock_fd < 0 and not self.run_dir.exists():
+            return self._is_gone(now_s)
         if self._lock_fd < 0 and not self._open():
             # Whoever holds it does the work; here it is enough to see it done.
             self._cursor = cursors.load(self.run_dir, self.sink) or self._cursor
@@ -183,18 +199,31 @@ class RunSync:
             return now_s + LOCK_BUSY_S
         if self.parked:
             return now_s + COLD_S
-        if now_s < self._backoff.not_before_s:
-            return self._backoff.not_before_s
+        if now_s < self._not_before_s:
+            return self._not_before_s
         if self._attached is None:
             wait_s = await self._attach(now_s)
             if self._attached is None:
                 return now_s + wait_s
-        if self._shipper.has_room and not await self._read(now_s):
+        has_looked = self._has_room
+        if has_looked and not await self._read(now_s):
             return self._later(now_s)
-        if not await self._tell(now_s):
+        if not await self._tell():
             return self._later(now_s)
+        self._upload(now_s)
         await self._ship(now_s)
+        if not has_looked and self._has_room and self.trouble is None:
+            # What came while there was no room gave its hint already.
+            await self._read(now_s)
+        if self.trouble is None and now_s >= self._alert_s:
+            await self._alert()
+        self._look_whether_caught_up()
         return self._later(now_s)
+
+    def _is_gone(self, now_s: float) -> float:
+        # Deleted or moved: the next scan finds out which.
+        self.trouble = Outcome(Verdict.RETRY, "its directory is gone")
+        return now_s + WARM_S
 
     def close(self) -> None:
         """Let the run go; the next turn begins from the cursor."""
@@ -209,46 +238,123 @@ class RunSync:
         finally:
             self._let_go()
 
-    def _let_go(self) -> None:
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
-        self._attached, self._reader = None, None
-        self._fold, self._shipper = Fold(Bases()), Shipper({})
-        self._more = self._ended = self._live = False
+    def park_as_copy_of(self, first: Path) -> None:
+        """Note that another directory of the same log is uploaded, and this one is not."""
+        cursor = cursors.load(self.run_dir, self.sink) or Cursor(self.sink, self.rank)
+        error = f"{A_COPY}{first}: only that one is uploaded. `syncd retry RUN --new-id` uploads this one as a run of its own."
+        if (cursor.state, cursor.error) != ("parked", error):
+            self._cursor = cursor
+            self._park(error)
 
     def hurry(self) -> None:
         """The network is back: whatever was waited for is worth a try now."""
         self._backoff.reset()
-        self._shipper.backoff.reset()
+        for beside in (self._uploads, self._alerts):
+            if beside is not None:
+                beside.backoff.reset()
+
+    def _let_go(self) -> None:
+        if self._uploads is not None:
+            self._uploads.cancel()
+        if self._comparison is not None:
+            self._comparison.cancel()
+            self._comparison = None
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+        self._start_anew()
+
+    # -- the pieces --------------------------------------------------------------------------------------------
+
+    def _pieces(self) -> list[str]:
+        """Return the pieces of this run's history, up to one that is not to be uploaded without being asked for."""
+        names = pieces_of(self.run_dir, self.rank, self._cursor.pieces)
+        if not self._asked_for:
+            # What the server knows of was asked for before; the rest waits.
+            known = [self._known(name) for name in names]
+            held = [
+                i
+                for i, (token, mode) in enumerate(known)
+                if mode == "offline" and token not in self._cursor.pieces
+            ]
+            self._remark = OFFLINE_MODE if held else self._remark if self._remark != OFFLINE_MODE else None
+            names = names[: held[0]] if held else names
+        return names
+
+    def _known(self, name: str) -> tuple[str | None, str | None]:
+        """Return a piece's token and mode; None while it has no records: it may never have any."""
+        if name not in self._known_pieces:
+            # Kept, so that what cannot be read is looked at once.
+            reader = self._lookers.setdefault(name, StreamReader(self.run_dir / name))
+            is_closed = pieces.closed(self.run_dir, name)
+            record = reader.first()
+            if record is None and not (is_closed and reader.end()):
+                return None, None
+            # Of one that is over and has nothing but damage, the damage is to be counted.
+            token = reader.header.token if reader.header else attach.UNKNOWN + name
+            mode = record.data.get("mode") if record is not None and record.kind == "start" else None
+            self._known_pieces[name] = token, mode
+            del self._lookers[name]
+        return self._known_pieces[name]
+
+    def _tokens(self) -> list[str]:
+        return [token for name in self._pieces() if (token := self._known(name)[0]) is not None]
+
+    def _first_start(self) -> dict[str, Any] | None:
+        """Return the first piece's `start` facts, or None while it is being born."""
+        for name in self._pieces():
+            record = StreamReader(self.run_dir / name).first()
+            if record is not None:
+                return record.data if record.kind == "start" else {}
+        return None
+
+    def _pieces_after(self, writer: str) -> list[str]:
+        """Return the pieces with records after `writer`: a piece without any may never have one."""
+        names = self._pieces()
+        if writer and writer not in names:
+            # Held back, or deleted: nothing comes after it, and surely not the beginning.
+            return []
+        later = names[names.index(writer) + 1 :] if writer else names
+        return [name for name in later if self._known(name)[0] is not None]
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether the events of the last piece there is were read to their end, for good."""
+        return self._events.ended and not self._pieces_after(self._events.writer)
 
     # -- the cursor --------------------------------------------------------------------------------------------
 
     def _open(self) -> bool:
-        directory = self.run_dir / cursors.SYNC_DIR
-        directory.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
+        fd = cursors.lock(self.run_dir, self.sink)
+        if fd is None:
             self.trouble = Outcome(Verdict.RETRY, "another syncd is uploading this run")
             return False
         self._lock_fd = fd
-        self._cursor = cursors.load(self.run_dir, self.sink) or Cursor(self.sink)
+        self._cursor = cursors.load(self.run_dir, self.sink) or Cursor(self.sink, self.rank)
         if not self._is_of_this_log(self._cursor):
             log.warning("%s: the cursor is of another log, and is not used", self.run_dir)
-            self._cursor = Cursor(self.sink)
-        if self._asked_for and self.parked:
+            self._cursor = Cursor(self.sink, self.rank)
+        if self.parked and (self._forgives or (self.error or "").startswith(A_COPY)):
             self._cursor = replace(self._cursor, state="waiting", error=None)
+        self._forgives = False
+        if self._choice is not None and self._cursor.attach is None:
+            self._cursor = replace(self._cursor, choice=self._choice)
         if self._cursor.attach is not None:
             try:
                 self._resume(self._cursor)
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 # Of another version, say. Without it the position is found again as if the cursor were lost.
                 log.warning("%s: the cursor cannot be gone on from (%r)", self.run_dir, error)
-                self._cursor = Cursor(self.sink)
+                self._start_anew()
+                self._cursor = Cursor(self.sink, self.rank)
         return True
+
+    def _is_of_another_log(self) -> bool:
+        try:
+            return RunIdentity.load(self.run_dir).log_id != self.identity.log_id
+        except NotARun:
+            # Deleted, or on its way elsewhere: what is held open can still be read.
+            return False
 
     def _is_of_this_log(self, cursor: Cursor) -> bool:
         if cursor.attach is None:
@@ -258,68 +364,91 @@ class RunSync:
         return cursor.attach.get("log_id") == self.identity.log_id and same_pieces
 
     def _other_has_caught_up(self) -> bool:
-        """Whether the process that holds the run has sent all but a row that is still open."""
+        """Whether the process that holds the run has sent all that was here at the first look, but an open row."""
+        names = self._pieces()
+        if self._end_wanted is None and names:
+            self._end_wanted = (names[-1], end_of(self.run_dir / names[-1])[0])
         fold = self._cursor.fold
-        names = pieces.primaries(self.run_dir)
-        if fold is None or not names or fold["writer"] != names[-1]:
+        if fold is None or self._end_wanted is None or fold["writer"] not in names:
             return False
-        return bool(fold["seq"] >= end_of(self.run_dir / names[-1])[0])
+        writer, seq = self._end_wanted
+        if writer in names and (names.index(fold["writer"]), fold["seq"]) < (names.index(writer), seq):
+            return False
+        is_over = fold["writer"] == names[-1] and pieces.closed(self.run_dir, names[-1])
+        return not is_over or self._cursor.finished or self._has_no_exit_and_no_file_left(fold, names)
+
+    def _has_no_exit_and_no_file_left(self, fold: dict[str, Any], names: list[str]) -> bool:
+        return fold["state"]["exitcode"] is None and not files_left(self.run_dir, names, self._cursor)
 
     def _resume(self, cursor: Cursor) -> None:
         assert cursor.attach is not None
+        self._start_anew()
         attached = Attached.of(cursor.attach)
-        fold, writer, reader = Fold(attached.bases), "", None
-        if cursor.fold is not None:
-            fold = Fold.resume(cursor.fold["state"])
-            writer, place = cursor.fold["writer"], cursor.fold["place"]
-            reader = StreamReader(
-                self.run_dir / writer, seq=cursor.fold["seq"], hint=(place[0], place[1]) if place else None
-            )
-        # Nothing is assigned before everything is there: half of it would number lines from nowhere.
-        self._attached, self._fold, self._writer, self._reader = attached, fold, writer, reader
+        self._fold = Fold.resume(cursor.fold["state"]) if cursor.fold else Fold(attached.bases)
+        self._console = (
+            Console.resume(cursor.console["state"]) if cursor.console else Console(attached.bases.console)
+        )
+        for track, place in ((self._events, cursor.fold), (self._text, cursor.console)):
+            if place is not None:
+                track.go_on(place)
+        self._uploads = RunUploads(
+            self.run_dir, self.identity.log_id, self._api, attached, cursor, self._wake, self._clock
+        )
+        self._alerts = Alerts(self._api, attached, cursor.alerted, self._save_alerted)
         self._shipper = Shipper(
             dict(cursor.acked),
-            stubs={int(number): reason for number, reason in cursor.stubs},
+            stubs={(file, number): reason for file, number, reason in cursor.stubs},
             finished=cursor.finished,
             flush_s=self._flush_s,
+            summary_refused=cursor.told.get("summary_refused"),
         )
-        self._ended = False
-        self._damaged = cursor.not_shown.get(DAMAGED, 0)
         if cursor.finished:
             self._shipper.want_exit(self._fold.exitcode)
+        # Last: without it the rest counts for nothing, and half of it would number lines from nowhere.
+        self._attached = attached
 
     def _remember(self, durable: bool = False) -> None:
         """Write the cursor: what is acknowledged, and the fold if it has nothing unacknowledged behind it."""
-        not_shown = dict(self._fold.not_shown)
-        if self._damaged:
-            not_shown[DAMAGED] = self._damaged
-        for reason in self._shipper.stubs.values():
-            not_shown[reason] = not_shown.get(reason, 0) + 1
-        if self._shipper.summary_refused:
-            not_shown[f"summary refused by the server ({self._shipper.summary_refused})"] = 1
         written = replace(
             self._cursor,
             acked=dict(self._shipper.acked),
-            stubs=[[number, reason] for number, reason in sorted(self._shipper.stubs.items())],
+            stubs=[[file, number, reason] for (file, number), reason in sorted(self._shipper.stubs.items())],
             finished=self._shipper.finished,
-            not_shown=not_shown,
+            made=dict(self._uploads.made) if self._uploads is not None else self._cursor.made,
+            alerted=self._alerts.alerted if self._alerts is not None else self._cursor.alerted,
+            not_shown=self._not_shown(),
         )
-        if self._shipper.drained and self._reader is not None and not self.parked and self._told_all():
-            seq = self._reader.next_seq
-            next_seq = seq if self._fold.row_seq is None else self._fold.row_seq
+        place, text_place = self._events.place(), self._text.place()
+        if place is not None and not self.parked and self._has_nothing_behind:
+            next_seq = place["seq"] if self._fold.row_seq is None else self._fold.row_seq
             written = replace(
                 written,
-                next={"writer": self._writer, "seq": next_seq},
-                fold={
-                    "writer": self._writer,
-                    "seq": seq,
-                    "place": self._reader.place,
-                    "state": self._fold.state(),
-                },
+                next={"writer": place["writer"], "seq": next_seq},
+                fold={**place, "state": self._fold.state()},
+                console={**text_place, "state": self._console.state()} if text_place else None,
                 state=self._state(),
-                error=None,
+                error=self._remark,
             )
         self._save(written, durable)
+
+    def _not_shown(self) -> dict[str, int]:
+        reasons = dict(self._fold.not_shown)
+
+        def count(reason: str, times: int = 1) -> None:
+            if times:
+                reasons[reason] = reasons.get(reason, 0) + times
+
+        assert self._uploads is not None
+        count(DAMAGED, self._events.lost + self._text.lost + self._uploads.lost)
+        for reason in self._shipper.stubs.values():
+            count(reason)
+        if self._shipper.summary_refused:
+            count(f"summary refused by the server ({self._shipper.summary_refused})")
+        assert self._alerts is not None
+        for beside in (self._alerts.not_sent, self._uploads.not_stored):
+            for reason, times in beside.items():
+                count(reason, times)
+        return reasons
 
     def _save(self, cursor: Cursor, durable: bool) -> None:
         self._cursor = cursors.save(self.run_dir, cursor, time.time_ns() // 1000, durable)
@@ -333,94 +462,148 @@ class RunSync:
 
     async def _attach(self, now_s: float) -> float:
         """Agree with the server where the lines begin; return how long to wait if that is not known yet."""
-        first = self._first_piece()
-        if first is None:
-            self.caught_up = True
-            return HOT_S
-        token, start = first
-        if start.get("mode") == "offline" and not self._asked_for:
-            self._note(OFFLINE_MODE)
-            return COLD_S
+        start = self._first_start()
+        if start is None:
+            return self._look_why_empty(now_s)
         answer = await self._api.resume_status(self.sink.entity, self.sink.project, self.sink.run_id)
         if not self._passed(answer, "model" in answer.data):
-            return self._backoff.not_before_s - now_s
+            return self._wait_s(now_s)
         model = answer.data.get("model")
         try:
             server = attach.parse_server_run(model.get("bucket") if isinstance(model, dict) else None)
         except ValueError as error:
-            self._backoff.failed(now_s, random.random())
-            self._note(f"the server's answer makes no sense: {error}")
-            return self._backoff.not_before_s - now_s
+            return self._senseless(str(error), now_s)
         if server is not None and server.counts != self._counts_seen:
             self._counts_seen, self._counts_since_s = server.counts, now_s
         # A test may not want to wait; the rule it then checks is the same.
         steady_for_s = (now_s - self._counts_since_s) * (attach.STEADY_S / max(self._steady_s, 1e-9))
-        ours = self._tokens()
-        decision = attach.decide(self.identity.log_id, ours, server, steady_for_s)
+        is_appending = self._cursor.choice == cursors.APPEND
+        decision = attach.decide(self.identity.log_id, self._tokens(), server, steady_for_s, is_appending)
         if isinstance(decision, Wait):
             return min(1.0, self._steady_s / 4)
         if isinstance(decision, Park):
             self._park(decision.error)
             return COLD_S
-        if server is not None and server.mark is not None:
-            self._attach_again(decision, server, model)
+        if server is not None and self._may_be_there(server, decision, start):
+            found = self._decide_by_comparison(server, model)
+            if not isinstance(found, Attach):
+                return found
+            decision = found
+        if decision.is_known:
+            assert server is not None
+            self._attach_again(decision, server, model, start)
             return 0.0
-        return await self._attach_first(decision, server, token, start, now_s)
+        return await self._attach_first(decision, server, start, now_s)
+
+    def _may_be_there(self, server: attach.ServerRun, decision: Attach, start: dict[str, Any]) -> bool:
+        """Whether another client may have sent rows of this very run: W&B's own, of a run that it logged."""
+        is_theirs = start.get("rows") == COMPLETE_ROWS and not decision.is_known
+        return is_theirs and server.mark is None and any(server.counts.values())
+
+    def _decide_by_comparison(self, server: attach.ServerRun, model: Any) -> Attach | float:
+        """Compare the server's rows with the log's; until that is done, return how long to wait."""
+        if self._comparison is None:
+            entity = dig(model, "entity").get("name") or self.sink.entity or ""
+            self._comparison = Comparison(
+                self.run_dir,
+                self._pieces(),
+                self._api.base_url,
+                self._api.key or "",
+                f"{entity}/{dig(model).get('name') or self.sink.project}/{self.sink.run_id}",
+                server.last_event_s,
+            )
+        comparison = self._comparison
+        if not comparison.is_over:
+            return COMPARED_S
+        self._comparison = None
+        if comparison.overlap is None:
+            self._trouble(Outcome(Verdict.RETRY, comparison.trouble or ""))
+            return max(HOT_S, self._not_before_s - self._clock())
+        decision = attach.decide_by(comparison.overlap, server, self._cursor.choice)
+        if isinstance(decision, Park):
+            self._park(decision.error)
+            return COLD_S
+        return decision
+
+    def _look_why_empty(self, now_s: float) -> float:
+        """Note why nothing of the run can be read, if there is a reason; return when to look again."""
+        blocked, is_damaged = self._obstacles()
+        self.caught_up = blocked is None
+        self._note(self._remark or blocked or (UNREADABLE if is_damaged else None))
+        if self._empty_since_s is None:
+            self._empty_since_s = now_s
+        # A run has its first record as soon as it is born; one without was killed before, or is damaged.
+        return HOT_S if now_s - self._empty_since_s < WARM_S else COLD_S
+
+    def _obstacles(self) -> tuple[str | None, bool]:
+        """Return why a segment cannot be opened just now, and whether a piece has nothing but damage."""
+        names = self._pieces()
+        is_damaged = any(self._known(name)[0] is not None for name in names)
+        for name in names:
+            blocked = StreamReader(self.run_dir / name).read(1).blocked
+            if blocked is not None:
+                return blocked, is_damaged
+        return None, is_damaged
 
     async def _attach_first(
-        self,
-        decision: Attach,
-        server: attach.ServerRun | None,
-        token: str,
-        start: dict[str, Any],
-        now_s: float,
+        self, decision: Attach, server: attach.ServerRun | None, start: dict[str, Any], now_s: float
     ) -> float:
         others = server.config if server is not None else {}
-        mark = attach.mark_of(self.identity.log_id, [token], decision.bases)
+        tokens = self._tokens()[:1]
+        mark = attach.mark_of(self.identity.log_id, tokens, decision.bases)
         config = metadata.config_json(start.get("config") or {}, {}, start, mark, others)
-        told = metadata.params(start)
+        told = self._params(start)
+        # What another client had told of this very run may have been edited since, on W&B's pages.
+        untold = {} if decision.is_continued and self._edits == metadata.NO_EDITS else told
         answer = await self._api.upsert_run(
-            name=self.sink.run_id, project=self.sink.project, entity=self.sink.entity, config=config, **told
+            name=self.sink.run_id, project=self.sink.project, entity=self.sink.entity, config=config, **untold
         )
-        bucket = _dig(answer.data, "upsertBucket", "bucket")
+        bucket = dig(answer.data, "upsertBucket", "bucket")
         if not self._passed(answer, bool(bucket)):
-            return self._backoff.not_before_s - now_s
-        if server is None and _dig(answer.data, "upsertBucket").get("inserted") is False:
+            return self._wait_s(now_s)
+        if server is None and dig(answer.data, "upsertBucket").get("inserted") is False:
             self._park(
-                "another process made this run on the server at the same moment. Log under another run id; what is "
-                "here stays here and can be queried."
+                "another process made this run on the server at the same moment. What is here stays here and can be "
+                "queried. `syncd retry RUN --new-id` uploads it as a run of its own."
             )
             return COLD_S
-        entity = _dig(bucket, "project", "entity").get("name") or self.sink.entity
+        entity = dig(bucket, "project", "entity").get("name") or self.sink.entity
         if not entity:
-            self._backoff.failed(now_s, random.random())
-            self._note("the server did not say which entity the run belongs to")
-            return self._backoff.not_before_s - now_s
+            return self._senseless("it does not say which entity the run belongs to", now_s)
         self._begin(
             Attached(
                 str(entity),
-                str(_dig(bucket, "project").get("name") or self.sink.project),
+                str(dig(bucket, "project").get("name") or self.sink.project),
                 str(bucket.get("name") or self.sink.run_id),
                 str(bucket.get("id") or ""),
                 decision.bases,
                 others,
                 server.summary if server is not None else {},
+                decision.summary_from,
             ),
             decision.acked,
-            [token],
+            tokens,
             {"config": metadata.digest(config), **told},
         )
         return 0.0
 
-    def _attach_again(self, decision: Attach, server: attach.ServerRun, model: Any) -> None:
+    def _attach_again(
+        self, decision: Attach, server: attach.ServerRun, model: Any, start: dict[str, Any]
+    ) -> None:
         """Go on where the server's mark says; what people edited there meanwhile is left alone."""
-        first = self._first_piece()
         mark = server.mark or {}
-        known = [str(token) for token in mark.get("pieces") or []]
+        tokens = [str(token) for token in mark.get("pieces") or []]
+        # All that is in the pieces it knows of may have been told already: nothing of them is told again.
+        known = [name for name in self._pieces() if self._known(name)[0] in tokens]
+        at = [known[-1], end_of(self.run_dir / known[-1])[0]] if known else None
+        for name in known:
+            record = StreamReader(self.run_dir / name).first()
+            given = record.data if record is not None and record.kind == "start" else {}
+            start = {**start, **{fact: value for fact, value in given.items() if value is not None}}
         self._begin(
             Attached(
-                str(_dig(model, "entity").get("name") or self.sink.entity),
-                str(_dig(model).get("name") or self.sink.project),
+                str(dig(model, "entity").get("name") or self.sink.entity or ""),
+                str(dig(model).get("name") or self.sink.project),
                 self.sink.run_id,
                 server.storage_id,
                 decision.bases,
@@ -429,12 +612,19 @@ class RunSync:
                 server.summary if decision.bases != Bases() else {},
             ),
             decision.acked,
-            known,
-            metadata.params(first[1]) if first else {},
+            tokens,
+            {**self._params(start), "at": at},
+            # Which alerts were sent is forgotten with the cursor: not to send any twice, none of those is.
+            {"writer": "", "seq": -1, "until_us": time.time_ns() // 1000, "not_sent": {}},
         )
 
     def _begin(
-        self, attached: Attached, acked: dict[str, int], tokens: list[str], told: dict[str, Any]
+        self,
+        attached: Attached,
+        acked: dict[str, int],
+        tokens: list[str],
+        told: dict[str, Any],
+        alerted: dict[str, Any] | None = None,
     ) -> None:
         url = "/".join((self._api.base_url, attached.entity, attached.project, "runs", attached.run_id))
         begun = replace(
@@ -443,6 +633,8 @@ class RunSync:
             told=told,
             pieces=tokens,
             acked=acked,
+            alerted=alerted,
+            choice=None,
             error=None,
         )
         # Durable before the first line: a power cut after it must not make us choose other bases.
@@ -450,85 +642,130 @@ class RunSync:
         self._backoff.reset()
         self._resume(self._cursor)
 
-    def _first_piece(self) -> tuple[str, dict[str, Any]] | None:
-        """Return the first piece's token and `start` facts, or None while it is being born."""
-        for name in pieces.primaries(self.run_dir):
-            reader = StreamReader(self.run_dir / name)
-            record = reader.first()
-            if record is not None:
-                token = reader.header.token if reader.header else attach.UNKNOWN + name
-                return token, record.data if record.kind == "start" else {}
-        return None
+    def _senseless(self, what: str, now_s: float) -> float:
+        """Note an answer that makes no sense; return how long to wait before it is asked for again."""
+        self._trouble(Outcome(Verdict.RETRY, f"the server's answer makes no sense: {what}"))
+        return self._wait_s(now_s)
 
-    def _tokens(self) -> list[str]:
-        return [token for name in pieces.primaries(self.run_dir) if (token := self._token(name)) is not None]
+    def _wait_s(self, now_s: float) -> float:
+        return COLD_S if self.parked else self._not_before_s - now_s
 
-    def _token(self, name: str) -> str | None:
-        """Return a piece's token, or None while it has no records: it may never have any."""
-        reader = StreamReader(self.run_dir / name)
-        if reader.first() is None:
-            return None
-        return reader.header.token if reader.header else attach.UNKNOWN + name
+    def _params(self, start: dict[str, Any]) -> dict[str, Any]:
+        return metadata.params(start, self.identity.run_id, self.rank, self._edits)
 
     # -- reading -----------------------------------------------------------------------------------------------
 
     async def _read(self, now_s: float) -> bool:
         """Fold what is next in the log, up to a full batch; False if a new piece could not be agreed on."""
-        if (self._reader is None or self._ended) and not await self._next_piece(now_s):
-            return self.trouble is None and not self.parked
-        reader = self._reader
-        assert reader is not None
+        if (self._events.ended or not self._events.writer) and not await self._next_piece():
+            return False
+        if not self._events.writer:
+            return True
+        had_ended = self._events.ended
         # Asked first: what is read after a yes is all there will ever be.
-        closed = pieces.closed(self.run_dir, self._writer)
-        chunk = reader.read(READ_BYTES)
+        records = self._events.read(READ_BYTES, not had_ended and self._is_closed())
         lines: list[Line] = []
-        for record in chunk.records:
+        for record in records:
             lines += self._fold.feed(record)
-        damage = chunk.damage
-        self._more = chunk.more
-        exited = self._fold.exitcode is not None
-        self._live = not closed and not exited
-        if chunk.records:
-            self._grew_s = now_s
-        if not chunk.more and not self._live:
-            damage = damage + reader.end()
+            if record.kind == "alert":
+                assert self._alerts is not None
+                self._alerts.note(self._events.writer, record, self._pieces())
+            elif record.kind in ("start", "config", "define_metric", "machine", "facts"):
+                self._config = None
+        if self._events.ended:
             lines += self._fold.end_piece()
-            self._ended = True
-            if not self._has_later_piece():
-                self._shipper.want_exit(self._fold.exitcode)
-        self._damaged += sum(found.lost for found in damage)
+        # A sample every few seconds is no reason to send a whole summary.
+        if self._events.ended > had_ended or any(r.kind not in ("system", "alert") for r in records):
+            self._want_summary()
+        lines += self._read_console()
         self._shipper.offer(lines)
-        if chunk.records or lines:
-            self._shipper.want_summary(self._summary_text())
+        self._live = self._is_live(bool(records), now_s)
         return True
 
-    def _summary_text(self) -> str:
+    def _is_closed(self) -> bool:
+        """Whether the piece that is being read cannot grow any more, as far as can be known without its records."""
+        writer = self._events.writer
+        is_closed = self._fold.exitcode is not None or pieces.closed(self.run_dir, writer)
+        return is_closed or cursors.is_vouched_for(self.run_dir, writer)
+
+    def _is_live(self, grew: bool, now_s: float) -> bool:
+        """Whether the writer lives, as far as can be known; it is told to the server for as long."""
+        if self._events.ended:
+            self._remark = self._remark if self._remark == OFFLINE_MODE else None
+            return False
+        if grew:
+            self._grew_s = now_s
+        lock = pieces.lock_text(self.run_dir / self._events.writer)
+        # The heartbeat of another host's writer: its clock is not ours, so only a change says something.
+        heard = (lock.get("heartbeat"), self._events.next_seq)
+        if heard != self._heard or lock.get("boot_id") == pieces.this_boot_id():
+            self._heard, self._heard_s = heard, now_s
+        is_heard = now_s - self._heard_s < STALE_S
+        if self._remark != OFFLINE_MODE:
+            self._remark = self._events.blocked or (
+                None
+                if is_heard
+                else (
+                    f"{NOTHING_HEARD} for 10 minutes from its writer (process {lock.get('pid')} on {lock.get('host')}). "
+                    "If that is gone for good, `syncd retry RUN --ended` sends what still waits for it."
+                )
+            )
+        return is_heard
+
+    def _read_console(self) -> list[Line]:
+        """Fold what is next of the console: the same pieces, each to its end as well."""
+        if self._text.ended or not self._text.writer:
+            # Only pieces that the events have come to: the server knows of those.
+            names = [name for name in self._pieces_after(self._text.writer) if self._has_reached(name)]
+            if not names:
+                return []
+            self._text.follow(names[0])
+        lines = []
+        for record in self._text.read(READ_BESIDE_BYTES, self._has_ended(self._text.writer)):
+            lines += self._console.feed(record)
+        if self._text.ended:
+            lines += self._console.end_piece()
+        self._shipper.want_screen(*self._console.open_lines())
+        return lines
+
+    def _has_reached(self, writer: str) -> bool:
+        names = self._pieces()
+        return (
+            writer in names[: names.index(self._events.writer) + 1] if self._events.writer in names else False
+        )
+
+    def _has_ended(self, writer: str) -> bool:
+        """Whether the events of that piece were read to their end: its other streams do not grow any more."""
+        return self._has_reached(writer) and (writer != self._events.writer or self._events.ended)
+
+    def _whole_summary(self) -> str:
         assert self._attached is not None
-        if not self._attached.others_summary:
-            return self._fold.summary_text()
-        from eventlog.record import json_of
+        if self._fold.next_line[HISTORY] < self._attached.summary_from:
+            return json_of(self._attached.others_summary)
+        others = {k: v for k, v in self._attached.others_summary.items() if k not in self._fold.deleted}
+        return json_of({**others, **self._fold.summary()})
 
-        return json_of({**self._attached.others_summary, **self._fold.summary()})
+    def _want_summary(self) -> None:
+        text = self._whole_summary()
+        # After a restart the cursor knows whether this very summary is there.
+        if metadata.digest(text) != self._cursor.told.get("summary"):
+            self._shipper.want_summary(text)
 
-    async def _next_piece(self, now_s: float) -> bool:
-        """Go to the piece after the current one, if there is one and the server agrees that it is ours."""
-        for name in self._later_pieces():
-            token = self._token(name)
-            if token is None:
-                # A later piece with records means that this one never got any.
-                continue
-            if token not in self._cursor.pieces and not await self._announce(token, now_s):
-                return False
-            self._writer = name
-            self._reader = StreamReader(self.run_dir / name)
-            self._ended = False
-            # Its `start` may be damaged: what the piece before came to is not what this one comes to.
-            self._fold.exitcode = None
-            self._shipper.want_exit(None)
+    async def _next_piece(self) -> bool:
+        """Go to the piece after the current one, if there is one; False if it could not be agreed on."""
+        names = self._pieces_after(self._events.writer)
+        if not names:
             return True
-        return False
+        token = self._known(names[0])[0]
+        assert token is not None
+        if token not in self._cursor.pieces and not await self._announce(token):
+            return False
+        self._events.follow(names[0])
+        self._fold.begin_piece()
+        self._shipper.want_exit(None)
+        return True
 
-    async def _announce(self, token: str, now_s: float) -> bool:
+    async def _announce(self, token: str) -> bool:
         """Add a piece to the server's mark, unless another log or another copy of this one got there first."""
         assert self._attached is not None
         answer = await self._api.resume_status(
@@ -538,7 +775,7 @@ class RunSync:
             return False
         tokens = [*self._cursor.pieces, token]
         try:
-            server = attach.parse_server_run(_dig(answer.data, "model").get("bucket"))
+            server = attach.parse_server_run(dig(answer.data, "model").get("bucket"))
         except ValueError as error:
             self._trouble(Outcome(Verdict.RETRY, f"the server's answer makes no sense: {error}"))
             return False
@@ -548,145 +785,331 @@ class RunSync:
             return False
         # The mark goes out with the config, before the first line of the piece: see `_tell`.
         self._cursor = replace(self._cursor, pieces=tokens)
+        self._config = None
         return True
-
-    def _later_pieces(self) -> list[str]:
-        names = pieces.primaries(self.run_dir)
-        return names[names.index(self._writer) + 1 :] if self._writer in names else names
-
-    def _has_later_piece(self) -> bool:
-        return any(self._token(name) is not None for name in self._later_pieces())
 
     # -- sending -----------------------------------------------------------------------------------------------
 
-    def _config(self) -> str:
-        assert self._attached is not None
-        mark = attach.mark_of(self.identity.log_id, self._cursor.pieces, self._attached.bases)
-        fold = self._fold
-        return metadata.config_json(
-            fold.config, fold.definitions, fold.start, mark, self._attached.others_config
-        )
+    def _wanted_config(self) -> str:
+        if self._config is None:
+            self._environment = None
+            assert self._attached is not None
+            fold = self._fold
+            mark = attach.mark_of(self.identity.log_id, self._cursor.pieces, self._attached.bases)
+            self._config = metadata.config_json(
+                fold.config, fold.definitions, fold.start, mark, self._attached.others_config
+            )
+        return self._config
 
-    def _told_all(self) -> bool:
-        told = self._cursor.told
-        config_told = told.get("config") == metadata.digest(self._config())
-        return config_told and not metadata.newer(metadata.params(self._fold.start), told)
+    def _untold(self) -> dict[str, Any]:
+        """Return what the server was not told of the run's config and names."""
+        if self._has_folded_nothing or self._replaying or self._is_behind(self._cursor.told.get("at")):
+            # What is folded so far is older than what the server was told.
+            return {}
+        untold = metadata.newer(self._params(self._fold.start), self._cursor.told)
+        config = self._wanted_config()
+        if metadata.digest(config) != self._cursor.told.get("config"):
+            untold["config"] = config
+        return untold
 
-    async def _tell(self, now_s: float) -> bool:
+    def _is_behind(self, at: list[Any] | None) -> bool:
+        """Whether that event is still to be folded, as after a kill."""
+        if at is None:
+            return False
+        names = self._pieces()
+        order = {name: i for i, name in enumerate(names)}
+        here = (order.get(self._events.writer, -1), self._events.next_seq)
+        return here < (order.get(at[0], -1), at[1])
+
+    async def _tell(self) -> bool:
         """Bring the server's config and names up to date with what is folded; False if that failed."""
-        if self._reader is None or self._reader.next_seq == 0 or self._replaying:
-            # What is folded so far is nothing, or older than what the server was told.
+        untold = self._untold()
+        if not untold:
             return True
         assert self._attached is not None
-        told = self._cursor.told
-        changed = metadata.newer(metadata.params(self._fold.start), told)
-        config = self._config()
-        digest = metadata.digest(config)
-        if digest == told.get("config") and not changed:
-            return True
+        names = untold.keys() - {"config"}
         answer = await self._api.upsert_run(
             name=self._attached.run_id,
             project=self._attached.project,
             entity=self._attached.entity,
-            config=config if digest != told.get("config") else None,
-            id=self._attached.storage_id or None if changed else None,
-            **changed,
+            # Without it, only the config is touched.
+            id=self._attached.storage_id or None if names else None,
+            **untold,
         )
-        if not self._passed(answer, bool(_dig(answer.data, "upsertBucket", "bucket"))):
+        if not self._passed(answer, bool(dig(answer.data, "upsertBucket", "bucket"))):
             return False
         self._backoff.reset()
-        self._save(replace(self._cursor, told={**told, "config": digest, **changed}), durable=False)
+        told = {**self._cursor.told, **untold, "at": [self._events.writer, self._events.next_seq]}
+        if "config" in untold:
+            told["config"] = metadata.digest(untold["config"])
+        self._save(replace(self._cursor, told=told), durable=False)
         return True
 
     async def _ship(self, now_s: float) -> None:
-        live = self._live and not self._more
-        batch = self._shipper.next_batch(now_s, live)
+        batch = self._shipper.next_batch(now_s, self._live and not self._events.more)
         if batch is None:
             if self._changed_since_saved():
                 self._remember()
-            self._look_whether_caught_up()
             return
         assert self._attached is not None
         answer = await self._api.file_stream(
             self._attached.entity, self._attached.project, self._attached.run_id, batch.body()
         )
-        outcome = self._outcome(answer)
+        outcome = outcome_of_answer(answer)
+        if outcome.retry_after_s:
+            self._pace.hold(self._project, self._clock() + outcome.retry_after_s)
         if outcome.verdict is Verdict.ACK:
-            self._shipper.acked_batch()
-            self._backoff.reset()
-            durable = batch.exitcode is not None or now_s - self._durable_s >= DURABLE_S
-            if durable:
-                self._durable_s = now_s
-            if not batch.is_heartbeat:
-                self._remember(durable)
-            self._look_whether_caught_up()
-            return
-        self._shipper.failed(outcome, time.monotonic(), random.random())
-        if outcome.verdict in (Verdict.REFUSED, Verdict.TOO_LARGE):
+            self._acked(batch, answer, now_s)
+        elif self._shipper.failed(outcome):
+            self._note_settled(batch)
             # A stub is remembered before it is sent: sent again, it must be the same line.
             self._remember()
             self._note(outcome.reason)
-            self.trouble = outcome
         else:
             self._trouble(outcome)
 
+    def _acked(self, batch: Batch, answer: Answer, now_s: float) -> None:
+        self._shipper.acked_batch()
+        self._backoff.reset()
+        if (answer.content or {}).get("stopped") is True and self._cursor.stopped != self._events.writer:
+            # Somebody pressed Stop on the run's page: `run.should_stop` finds it in the cursor.
+            self._cursor = replace(self._cursor, stopped=self._events.writer)
+            self._remember()
+        self._note_settled(batch)
+        durable = batch.exitcode is not None or now_s - self._durable_s >= DURABLE_S
+        if durable:
+            self._durable_s = now_s
+        if not batch.is_heartbeat:
+            self._remember(durable)
+
+    def _note_settled(self, batch: Batch) -> None:
+        """Note what need not be told again: the server knows it, or refused to."""
+        settled = self._shipper.summary_settled
+        if batch.summary is not None and settled is not None:
+            said = {"summary": metadata.digest(settled), "summary_refused": self._shipper.summary_refused}
+            self._cursor = replace(self._cursor, told={**self._cursor.told, **said})
+        if batch.uploaded and self._shipper.has_told_uploads:
+            assert self._uploads is not None
+            refused, self._shipper.uploaded_refused = self._shipper.uploaded_refused, []
+            self._cursor = replace(self._cursor, **self._uploads.told(refused))
+
+    def _upload(self, now_s: float) -> None:
+        """Keep the files on their way beside the lines."""
+        uploads = self._uploads
+        assert uploads is not None
+        if uploads.wants_next_piece:
+            later = [name for name in self._pieces_after(uploads.writer) if self._has_reached(name)]
+            if later and not uploads.has_work:
+                uploads.follow(later[0])
+        trouble = uploads.turn(now_s, self._has_ended(uploads.writer))
+        if trouble is not None:
+            self._note_upload_trouble(trouble)
+        if self._shipper.has_told_uploads:
+            paths = uploads.to_tell()
+            self._shipper.want_uploaded(paths)
+            if not paths:
+                # An artifact, or what could not be stored: there is nothing to tell.
+                self._cursor = replace(self._cursor, **uploads.told())
+
+    def _has_made_all(self) -> bool:
+        """Whether the files that are made from the log are there, as they are to be now."""
+        uploads = self._uploads
+        assert uploads is not None
+        assert self._attached is not None
+        if self._has_folded_nothing or self._replaying:
+            return False
+        config = self._wanted_config()
+        if self._environment is None:
+            self._environment = metadata_json(json.loads(config))
+        environment = self._environment
+        has_metadata = uploads.want_made(
+            METADATA, metadata.digest(environment), lambda: Made(environment.encode())
+        )
+        if not (self._is_last and self._text_has_ended() and self._files_have_ended()):
+            return False
+        summary = self._whole_summary()
+        place = self._text.place()
+        has_made = [
+            has_metadata,
+            uploads.want_made(
+                CONFIG, metadata.digest(config), lambda: Made(config_yaml(json.loads(config)).encode())
+            ),
+            uploads.want_made(SUMMARY, metadata.digest(summary), lambda: Made(summary.encode())),
+        ]
+        if place is not None and self._shipper.acked[CONSOLE] > self._attached.bases.console:
+            # What was printed is known by how much of it there is.
+            printed = f"{place['writer']} {place['seq']}"
+            has_made.append(uploads.want_made(CONSOLE, printed, self._whole_console))
+        return all(has_made) and not uploads.has_work
+
+    def _whole_console(self) -> MadeOnDisk:
+        """Return the whole of what was printed, as the file that W&B shows."""
+        names = self._pieces()
+
+        def parts() -> Iterator[bytes]:
+            for name in names:
+                for text in output_text(read(self.run_dir, "console", name)):
+                    yield text.encode("utf-8", "replace")
+
+        # Beside the cursor, since /tmp may be memory.
+        return MadeOnDisk(self.run_dir / cursors.SYNC_DIR, parts)
+
+    def _note_upload_trouble(self, trouble: Outcome) -> None:
+        if trouble.verdict is Verdict.FORBIDDEN:
+            self._trouble(trouble)
+            return
+        # The lines have a back-off of their own: files often go to another host.
+        self.trouble = trouble
+        if trouble.verdict is Verdict.RETRY:
+            self._note(trouble.reason)
+
+    def _text_has_ended(self) -> bool:
+        return self._text.writer == self._events.writer and self._text.ended
+
+    def _files_have_ended(self) -> bool:
+        uploads = self._uploads
+        assert uploads is not None
+        return uploads.writer == self._events.writer and uploads.has_read_all
+
+    @property
+    def _may_follow(self) -> bool:
+        """Whether the console or the files are done with a piece, and the events have gone on to a later one."""
+        uploads = self._uploads
+        if uploads is None:
+            return False
+        done = [self._text.writer] if self._text.ended or not self._text.writer else []
+        done += [uploads.writer] if uploads.wants_next_piece and not uploads.has_work else []
+        return any(self._has_reached(name) for writer in done for name in self._pieces_after(writer))
+
     def _look_whether_caught_up(self) -> None:
-        at_end = self._shipper.drained and not self._more and not (self._ended and self._has_later_piece())
-        self.caught_up = at_end and self._told_all()
-        if at_end and self._replaying:
+        if self._attached is None or self.trouble is not None or self.parked:
+            return
+        assert self._uploads is not None
+        if self._events.ended and not self._replaying:
+            if not self._has_made_all() or self._has_alerts:
+                return
+            # Nothing of the run is left here that `complete` would come too early for.
+            self._shipper.want_exit(self._fold.exitcode)
+        has_read_all = not self._events.more and not self._text.more and not self._may_follow
+        has_read_all = has_read_all and self._events.blocked is None
+        has_read_all = has_read_all and (not self._events.ended or self._is_last)
+        self.caught_up = has_read_all and self._has_nothing_behind and not self._uploads.has_work
+        if self.caught_up and self._replaying:
             # A power cut took records that the server has, and the cursor that knew them is lost as well. Lines
             # from here on would be taken for those: better to stop than to lose them.
             self._park(
                 f"the server has {self._shipper.acked[HISTORY]} history lines of this log, and the log makes only "
-                f"{self._fold.next_line[HISTORY]}: its end was lost after it was uploaded. Go on under another run id; "
-                "what is here stays here and can be queried."
+                f"{self._fold.next_line[HISTORY]}: its end was lost after it was uploaded. What is here stays here and "
+                "can be queried. `syncd retry RUN --new-id` uploads it as a run of its own."
             )
+
+    @property
+    def _has_folded_nothing(self) -> bool:
+        """Whether nothing of the piece is folded yet."""
+        # Of a later piece without a readable record nothing ever is: what was folded before it still holds.
+        return self._events.next_seq == 0 and not (
+            self._events.ended and self._events.writer in self._pieces()[1:]
+        )
 
     @property
     def _replaying(self) -> bool:
         """Whether the fold still makes lines that the server has, as after a lost cursor."""
         return self._fold.next_line[HISTORY] < self._shipper.acked[HISTORY]
 
+    @property
+    def _has_nothing_behind(self) -> bool:
+        """Whether all that was read is acknowledged: going on from here would leave nothing out."""
+        return self._shipper.drained and not self._has_alerts and not self._untold()
+
     def _changed_since_saved(self) -> bool:
-        """Whether records were folded that gave nothing to send."""
-        fold = self._cursor.fold
-        if not self._shipper.drained or self._reader is None:
+        """Whether something came about that no ack will write down."""
+        if not self._has_nothing_behind:
             return False
-        here = (self._writer, self._reader.next_seq)
-        return fold is None or (fold["writer"], fold["seq"]) != here or self._cursor.state != self._state()
+        for track, saved in ((self._events, self._cursor.fold), (self._text, self._cursor.console)):
+            if track.writer and (
+                saved is None or (saved["writer"], saved["seq"]) != (track.writer, track.next_seq)
+            ):
+                return True
+        assert self._uploads is not None
+        return self._cursor.state != self._state() or self._cursor.made != self._uploads.made
+
+    # -- alerts ------------------------------------------------------------------------------------------------
+
+    @property
+    def _has_alerts(self) -> bool:
+        return self._alerts is not None and self._alerts.has_work
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether more may be read: nothing of what was read before waits to be sent."""
+        return self._shipper.has_room and not (self._alerts is not None and self._alerts.is_full)
+
+    @property
+    def _alert_s(self) -> float:
+        """When the next alert may be sent; infinity if there is none."""
+        assert self._alerts is not None
+        return self._alerts.backoff.not_before_s if self._alerts.has_work else float("inf")
+
+    async def _alert(self) -> None:
+        assert self._alerts is not None
+        outcome = await self._alerts.step()
+        if outcome.verdict is Verdict.ACK:
+            self._alerts.backoff.reset()
+            self._remember()
+            return
+        self.trouble = outcome
+        self._alerts.backoff.failed(self._clock(), random.random(), outcome.retry_after_s)
+        if outcome.verdict is Verdict.RETRY:
+            self._note(outcome.reason)
+
+    def _save_alerted(self, alerted: Alerted | None) -> None:
+        self._save(replace(self._cursor, alerted=alerted), durable=True)
 
     # -- answers -----------------------------------------------------------------------------------------------
 
-    def _outcome(self, answer: Answer) -> Outcome:
-        return outcome_of(
-            answer.status, answer.headers, answer.content is not None, time.time(), answer.error
-        )
+    @property
+    def _project(self) -> str:
+        if self._attached is not None:
+            return f"{self._attached.entity}/{self._attached.project}"
+        return f"{self.sink.entity or ''}/{self.sink.project}"
+
+    @property
+    def _not_before_s(self) -> float:
+        return max(self._backoff.not_before_s, self._pace.not_before_s(self._project))
 
     def _passed(self, answer: Answer, says_what_was_asked: bool) -> bool:
         """Whether an answer is an acknowledgement; if not, what is to be done about it has been noted."""
-        outcome = self._outcome(answer)
+        outcome = outcome_of_answer(answer)
         if outcome.verdict is Verdict.ACK:
             if says_what_was_asked:
                 return True
             outcome = Outcome(Verdict.RETRY, "the server's answer leaves out what was asked")
         if outcome.verdict in (Verdict.REFUSED, Verdict.TOO_LARGE):
+            self.trouble = outcome
             self._park(
-                f"W&B refused the run's description ({outcome.reason}). `syncd sync {self.run_dir}` tries again."
+                f"W&B refused the run's description ({outcome.reason}). `syncd retry RUN` tries again."
             )
-        self._trouble(outcome)
+        elif answer.status == 409 and "deleted" in outcome.reason:
+            self.trouble = outcome
+            self._park(
+                f"the run was deleted on W&B, which does not take its id again ({outcome.reason}). "
+                "`syncd retry RUN --new-id` uploads it as a run of its own."
+            )
+        else:
+            self._trouble(outcome)
         return False
 
     def _trouble(self, outcome: Outcome) -> None:
         self.trouble = outcome
         if outcome.verdict is Verdict.FORBIDDEN:
             self._park(
-                f"W&B refused this run ({outcome.reason}). Check the entity, the project and the key's rights; "
-                f"`syncd sync {self.run_dir}` tries again."
+                f"W&B refused this run ({outcome.reason}). Was it deleted there? Check the entity, the project and the "
+                "key's rights; `syncd retry RUN` tries again, `--new-id` uploads it as a run of its own."
             )
             return
         # From now on, not from when it was asked: a slow answer must not eat up the wait that it asks for.
-        self._backoff.failed(time.monotonic(), random.random(), outcome.retry_after_s)
-        if outcome.verdict is Verdict.RETRY:
+        self._backoff.failed(self._clock(), random.random(), outcome.retry_after_s)
+        if outcome.verdict not in (Verdict.UNREACHABLE, Verdict.UNAUTHORISED):
             self._note(outcome.reason)
 
     def _note(self, error: str | None) -> None:
@@ -694,23 +1117,22 @@ class RunSync:
             self._save(replace(self._cursor, error=error), durable=False)
 
     def _park(self, error: str) -> None:
+        # Whoever reads it in `syncd status` types it as it stands: a copy has no name but its directory's.
+        is_copy = error.startswith(A_COPY)
+        name = self.run_dir if is_copy else f"{self.identity.project}/{self.identity.run_id}"
+        error = error.replace("retry RUN", f"retry {name}")
         self._save(replace(self._cursor, state="parked", error=error), durable=True)
 
     def _later(self, now_s: float) -> float:
         if self.parked:
             return now_s + COLD_S
-        if self._more and self._shipper.has_room:
-            return max(now_s, self._backoff.not_before_s)
+        has_next = self._events.more or self._text.more or self._may_follow
+        if has_next and self._has_room:
+            return max(now_s, self._not_before_s)
         look_s = now_s + (COLD_S if not self._live else HOT_S if now_s - self._grew_s < WARM_S else WARM_S)
-        if self._ended and self._shipper.has_room and self._has_later_piece():
+        if self._events.ended and self._shipper.has_room and not self._is_last:
             look_s = now_s
-        return max(
-            min(self._shipper.due_s(self._live and not self._more), look_s), self._backoff.not_before_s
-        )
-
-
-def _dig(content: Any, *keys: str) -> dict[str, Any]:
-    """Return the object below `keys` in an untrusted answer, or an empty one."""
-    for key in keys:
-        content = content.get(key) if isinstance(content, dict) else None
-    return content if isinstance(content, dict) else {}
+        due_s = min(self._shipper.due_s(self._live and not self._events.more), look_s)
+        if self._uploads is not None and self._alerts is not None:
+            due_s = min(due_s, self._uploads.due_s(), self._alert_s)
+        return max(due_s, self._not_before_s)

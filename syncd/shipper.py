@@ -2,13 +2,14 @@
 
     offer(lines) ──▶ backlog ──next_batch(now)──▶ Batch   (run_sync posts it)
                        ▲                            │
-    acked(now) ────────┴──────── failed(outcome, now)
+    acked_batch() ─────┴──────────── failed(outcome)
 
 Invariants
 ----------
 * At most one batch is in flight.
 * A line leaves the backlog only by an ack, or by becoming a stub, which is kept in `stubs`.
 * A batch sent again carries the same lines at the same numbers, so a server that has them changes nothing.
+* `acked` counts lines that never change again. The screen's last lines are sent beside them, and count for nothing.
 * `complete` goes alone, after everything else is acked.
 
 There is no clock, thread, file or socket here: the caller passes `now_s` (any monotonic seconds) and `jitter`
@@ -26,7 +27,7 @@ from enum import Enum
 
 import orjson
 
-from syncd.fold import CONSOLE, EVENTS, HISTORY, SUMMARY, Line, stub
+from syncd.fold import CONSOLE, EVENTS, HISTORY, SUMMARY, Line, stub_of
 
 # Proxies refuse larger bodies with a 413; W&B's own client sends up to 12 MB and loses the run there.
 BATCH_MAX_BYTES = 1024 * 1024
@@ -34,10 +35,13 @@ BATCH_MAX_BYTES = 1024 * 1024
 FLUSH_S = 5.0
 # W&B calls a run crashed when it hears nothing for a while; its own client says something every 30 s.
 HEARTBEAT_S = 30.0
+# A line that is being written, a progress bar say, is shown as it stands this often.
+UNFINISHED_S = 10.0
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 60.0
 # A server that asks for more patience than this is asked again after it all the same.
 RETRY_AFTER_MAX_S = 3600.0
+_NOT_THEIRS = "not W&B's answer: a proxy or a captive portal?"
 
 
 class Verdict(Enum):
@@ -70,7 +74,8 @@ def outcome_of(
         return Outcome(Verdict.UNREACHABLE, error or "no answer")
     if 200 <= status < 300:
         if is_object:
-            return Outcome(Verdict.ACK)
+            # What is left of the project's allowance comes with an ack as well.
+            return Outcome(Verdict.ACK, retry_after_s=retry_after_s(headers, wall_s))
         return Outcome(Verdict.UNREACHABLE, "something other than W&B answers (a captive portal?)")
     if 300 <= status < 400:
         return Outcome(Verdict.UNREACHABLE, f"HTTP {status}: redirected elsewhere (a captive portal?)")
@@ -78,13 +83,25 @@ def outcome_of(
     if status == 401:
         return Outcome(Verdict.UNAUTHORISED, reason)
     if status in (402, 403, 404, 410):
+        if not is_object:
+            # A proxy's or a portal's page: it says nothing about the run.
+            return Outcome(Verdict.RETRY, f"{reason} ({_NOT_THEIRS})")
         return Outcome(Verdict.FORBIDDEN, reason)
     if status == 413:
         return Outcome(Verdict.TOO_LARGE, reason)
     if status in (400, 422):
+        if is_page(headers):
+            return Outcome(Verdict.RETRY, f"{reason} ({_NOT_THEIRS})")
         return Outcome(Verdict.REFUSED, reason)
     # 407 (a proxy wants a login), 408, 409, 425, 429, 5xx and whatever else there may be: never a reason to give up.
     return Outcome(Verdict.RETRY, reason, retry_after_s(headers, wall_s))
+
+
+def is_page(headers: Mapping[str, str]) -> bool:
+    """Whether an answer is a page for people: neither W&B nor a store for files answers with one."""
+    lowered = {key.lower(): value for key, value in headers.items()}
+    # Google's store says so of nothing as well.
+    return "text/html" in lowered.get("content-type", "") and lowered.get("content-length") != "0"
 
 
 def retry_after_s(headers: Mapping[str, str], wall_s: float) -> float | None:
@@ -134,33 +151,54 @@ class Backoff:
         self.not_before_s = float("-inf")
 
 
+@dataclass(slots=True)
+class Pace:
+    """When each project may be talked to again: W&B counts requests per project, not per run."""
+
+    _not_before_s: dict[str, float] = field(default_factory=dict)
+
+    def hold(self, project: str, until_s: float) -> None:
+        self._not_before_s[project] = max(until_s, self.not_before_s(project))
+
+    def not_before_s(self, project: str) -> float:
+        return self._not_before_s.get(project, float("-inf"))
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One file_stream request: consecutive lines of each server file, and what goes with them."""
 
     lines: tuple[Line, ...] = ()
     encoded: tuple[bytes, ...] = ()
+    screen: tuple[Line, ...] = ()
+    """Console lines that may still change, from the first of them that did."""
     summary: str | None = None
+    uploaded: tuple[str, ...] = ()
     exitcode: int | None = None
 
     @property
     def is_heartbeat(self) -> bool:
-        return not self.lines and self.summary is None and self.exitcode is None
+        return self == Batch()
 
     def body(self) -> bytes:
         """Return the request's JSON."""
         parts = []
         for file in (HISTORY, EVENTS, CONSOLE):
-            chosen = [i for i, line in enumerate(self.lines) if line.file == file]
+            chosen = [
+                (line.number, text)
+                for line, text in zip(self.lines, self.encoded, strict=True)
+                if line.file == file
+            ]
+            if file == CONSOLE:
+                chosen += [(line.number, orjson.dumps(line.text)) for line in self.screen]
             if chosen:
-                content = b",".join(self.encoded[i] for i in chosen)
-                parts.append(
-                    b'"%b":{"offset":%d,"content":[%b]}'
-                    % (file.encode(), self.lines[chosen[0]].number, content)
-                )
+                content = b",".join(text for _, text in chosen)
+                parts.append(b'"%b":{"offset":%d,"content":[%b]}' % (file.encode(), chosen[0][0], content))
         if self.summary is not None:
             parts.append(b'"%b":{"offset":0,"content":[%b]}' % (SUMMARY.encode(), orjson.dumps(self.summary)))
         fields = [b'"files":{%b}' % b",".join(parts)] if parts else []
+        if self.uploaded:
+            fields.append(b'"uploaded":%b' % orjson.dumps(self.uploaded))
         if self.exitcode is not None:
             fields.append(b'"complete":true,"exitcode":%d' % self.exitcode)
         return b"{%b}" % b",".join(fields)
@@ -172,17 +210,25 @@ class Shipper:
 
     acked: dict[str, int]
     """Per server file, the next line that is not acknowledged."""
-    stubs: dict[int, str] = field(default_factory=dict)
-    """History lines that the server refused, and why: a stub was sent in their place."""
+    stubs: dict[tuple[str, int], str] = field(default_factory=dict)
+    """Lines (server file, number) that the server refused, and why: a stub was sent in their place."""
     finished: bool = False
     flush_s: float = FLUSH_S
     summary_refused: str | None = None
-    backoff: Backoff = field(default_factory=Backoff)
+    summary_settled: str | None = None
+    """The summary that the server has, or that it refused."""
+    uploaded_refused: list[str] = field(default_factory=list)
+    """Why paths of `want_uploaded` were given up: one reason for each."""
     in_flight: Batch | None = None
     _backlog: deque[tuple[Line, bytes]] = field(default_factory=deque)
     _backlog_bytes: int = 0
+    _screen: tuple[Line, ...] = ()
+    _unfinished: Line | None = None
+    _shown: dict[int, str] = field(default_factory=dict)
+    """Console lines that may still change, as the server last got them."""
+    _unfinished_sent_s: float = float("-inf")
     _summary: str | None = None
-    _summary_acked: str | None = None
+    _uploaded: tuple[str, ...] = ()
     _exitcode: int | None = None
     _max_bytes: int = BATCH_MAX_BYTES
     _max_lines: int | None = None
@@ -193,12 +239,28 @@ class Shipper:
         for line in lines:
             if line.number < self.acked[line.file]:
                 continue
-            reason = self.stubs.get(line.number) if line.file == HISTORY else None
+            reason = self.stubs.get((line.file, line.number))
             if reason is not None:
-                line = line._replace(text=stub(line.text, reason))
+                line = stub_of(line, reason)
             encoded = orjson.dumps(line.text)
             self._backlog.append((line, encoded))
             self._backlog_bytes += len(encoded)
+
+    def want_screen(self, finished: list[Line], unfinished: Line | None) -> None:
+        """Let the server show console lines that may still change; the line being written is shown less often."""
+        # In a replay, what stood on the screen once is final there by now.
+        acked = self.acked[CONSOLE]
+        finished = [line for line in finished if line.number >= acked]
+        unfinished = unfinished if unfinished is not None and unfinished.number >= acked else None
+        self._screen, self._unfinished = tuple(finished), unfinished
+        first = min(
+            (line.number for line in (*finished, *([unfinished] if unfinished else []))), default=None
+        )
+        self._shown = {n: text for n, text in self._shown.items() if first is not None and n >= first}
+
+    def want_uploaded(self, paths: list[str]) -> None:
+        """Let the server hear that these files are stored."""
+        self._uploaded = tuple(dict.fromkeys((*self._uploaded, *paths)))
 
     def want_summary(self, text: str) -> None:
         """Let the server's summary become `text`."""
@@ -211,6 +273,11 @@ class Shipper:
             self.finished = False
 
     @property
+    def has_told_uploads(self) -> bool:
+        """Whether the server acknowledged every path of `want_uploaded`."""
+        return not self._uploaded
+
+    @property
     def has_room(self) -> bool:
         """Whether lines may be offered: a backlog is filled only when it is empty, so that memory stays bounded."""
         return not self._backlog and self.in_flight is None
@@ -221,7 +288,8 @@ class Shipper:
         return (
             not self._backlog
             and self.in_flight is None
-            and self._summary == self._summary_acked
+            and self._summary == self.summary_settled
+            and not self._uploaded
             and (self._exitcode is None or self.finished)
         )
 
@@ -229,20 +297,25 @@ class Shipper:
         """Return what to send now and consider it in flight; None if there is nothing, or it is not time."""
         if self.in_flight is not None or now_s < self.due_s(live):
             return None
-        self.in_flight = self._make_batch(live)
+        self.in_flight = self._make_batch(now_s, live)
         if self.in_flight is not None:
             self._last_sent_s = now_s
         return self.in_flight
 
     def due_s(self, live: bool) -> float:
         """Return when there will be something to send as things stand; infinity if nothing."""
-        if self.drained:
-            due_s = self._last_sent_s + HEARTBEAT_S if live else float("inf")
-        elif live and self._backlog_bytes < self._max_bytes // 2:
-            due_s = self._last_sent_s + self.flush_s
-        else:
-            due_s = float("-inf")
-        return max(due_s, self.backoff.not_before_s)
+        if not self.drained and (not live or self._backlog_bytes >= self._max_bytes // 2):
+            return float("-inf")
+        due_s = float("inf")
+        if live:
+            due_s = self._last_sent_s + HEARTBEAT_S
+            if not self.drained or any(self._changed(line) for line in self._screen):
+                due_s = self._last_sent_s + self.flush_s
+            if self._unfinished is not None and self._changed(self._unfinished):
+                due_s = min(
+                    due_s, max(self._unfinished_sent_s + UNFINISHED_S, self._last_sent_s + self.flush_s)
+                )
+        return due_s
 
     def acked_batch(self) -> None:
         """The server has what is in flight."""
@@ -251,71 +324,114 @@ class Shipper:
             self._backlog.popleft()
             self.acked[line.file] = line.number + 1
         self._backlog_bytes -= sum(map(len, batch.encoded))
+        self._shown.update((line.number, line.text) for line in batch.screen)
+        self._uploaded = tuple(path for path in self._uploaded if path not in batch.uploaded)
         if batch.summary is not None:
-            self._summary_acked = batch.summary
+            self.summary_settled, self.summary_refused = batch.summary, None
         if batch.exitcode is not None:
             self.finished = True
         if self._max_lines is not None:
             self._max_lines *= 2
             if self._max_lines > len(self._backlog):
                 self._max_lines = None
-        self._max_bytes = min(BATCH_MAX_BYTES, self._max_bytes * 2)
-        self.backoff.reset()
 
-    def failed(self, outcome: Outcome, now_s: float, jitter: float) -> None:
-        """The server does not have what is in flight, or may not have it: it stays owed."""
+    def failed(self, outcome: Outcome) -> bool:
+        """The server does not have what is in flight, or may not have it: it stays owed.
+
+        Return whether something else will be sent next, which need not wait: less at once, or a stub.
+        """
         batch = self._landed()
-        if outcome.verdict in (Verdict.TOO_LARGE, Verdict.REFUSED) and not batch.is_heartbeat:
-            if len(batch.lines) > 1 or (batch.lines and batch.summary is not None):
-                if outcome.verdict is Verdict.TOO_LARGE:
-                    self._max_bytes = sum(len(text) + 1 for text in batch.encoded) // 2
-                self._max_lines = max(1, len(batch.lines) // 2)
-                return
-            if batch.lines and batch.lines[0].file == HISTORY and batch.lines[0].number not in self.stubs:
-                self._make_stub(batch.lines[0], outcome)
-                return
-            if batch.summary is not None:
-                self.summary_refused = outcome.reason
-                self._summary_acked = batch.summary
-                return
-        # Also when a stub is refused: then it is not the line, and `status` says what the server answers.
-        self.backoff.failed(now_s, jitter, outcome.retry_after_s)
+        if outcome.verdict not in (Verdict.TOO_LARGE, Verdict.REFUSED) or batch.is_heartbeat:
+            return False
+        parts = (batch.lines, batch.screen, batch.summary, batch.uploaded)
+        if len(batch.lines) > 1 or len(batch.uploaded) > 1 or sum(bool(part) for part in parts) > 1:
+            if outcome.verdict is Verdict.TOO_LARGE and len(batch.lines) > 1:
+                # For good: whoever refuses a size today refuses it in a minute.
+                self._max_bytes = sum(len(text) + 1 for text in batch.encoded) // 2
+            self._max_lines = max(1, len(batch.lines) // 2)
+            return True
+        if batch.lines:
+            # When a stub is refused, then it is not the line, and `status` says what the server answers.
+            line = batch.lines[0]
+            return (line.file, line.number) not in self.stubs and self._make_stub(line, outcome)
+        if batch.summary is not None:
+            self.summary_refused = outcome.reason
+            self.summary_settled = batch.summary
+            return True
+        if batch.uploaded:
+            self._uploaded = self._uploaded[1:]
+            self.uploaded_refused.append(f"file refused by the server ({outcome.reason})")
+            return True
+        if batch.screen:
+            # They come again when they are final, and are looked at one by one then.
+            self._shown.update((line.number, line.text) for line in batch.screen)
+            return True
+        return False
 
     def _landed(self) -> Batch:
         batch, self.in_flight = self.in_flight, None
         assert batch is not None, "an answer to nothing"
         return batch
 
-    def _make_batch(self, live: bool) -> Batch | None:
-        if self._backlog:
-            lines: list[Line] = []
-            encoded: list[bytes] = []
-            size = 0
-            for line, text in self._backlog:
-                # At least one line goes, however long it is.
-                if lines and (size + len(text) > self._max_bytes or len(lines) == self._max_lines):
-                    break
-                lines.append(line)
-                encoded.append(text)
-                size += len(text) + 1
-            # While a refused line is looked for, the summary stays out of it.
-            alone = self._max_lines is not None or len(lines) < len(self._backlog)
-            return Batch(tuple(lines), tuple(encoded), None if alone else self._new_summary())
-        if self._new_summary() is not None:
-            return Batch(summary=self._new_summary())
-        if self._exitcode is not None and not self.finished:
-            return Batch(exitcode=self._exitcode)
-        return Batch() if live else None
+    def _make_batch(self, now_s: float, live: bool) -> Batch | None:
+        lines: list[Line] = []
+        encoded: list[bytes] = []
+        size = 0
+        for line, text in self._backlog:
+            # At least one line goes, however long it is.
+            if lines and (size + len(text) > self._max_bytes or len(lines) == self._max_lines):
+                break
+            lines.append(line)
+            encoded.append(text)
+            size += len(text) + 1
+        is_part = len(lines) < len(self._backlog)
+        whole = Batch(
+            tuple(lines),
+            tuple(encoded),
+            () if is_part else self._new_screen(lines, now_s),
+            None if is_part else self._new_summary(),
+            () if is_part else self._uploaded,
+        )
+        if whole.is_heartbeat:
+            if self._exitcode is not None and not self.finished:
+                return Batch(exitcode=self._exitcode)
+            return whole if live else None
+        if self._max_lines is None:
+            return whole
+        # While what was refused is looked for, one thing goes at a time.
+        alone = (
+            Batch(whole.lines, whole.encoded),
+            Batch(screen=whole.screen),
+            Batch(summary=whole.summary),
+            Batch(uploaded=whole.uploaded[:1]),
+        )
+        return next(part for part in alone if not part.is_heartbeat)
+
+    def _new_screen(self, before: list[Line], now_s: float) -> tuple[Line, ...]:
+        """Return the lines that may change, from the first that did: with those `before`, one block, as W&B wants it."""
+        lines = list(self._screen)
+        if self._unfinished is not None and now_s >= self._unfinished_sent_s + UNFINISHED_S:
+            lines.append(self._unfinished)
+        changed = [line.number for line in lines if self._changed(line)]
+        if not changed:
+            return ()
+        if lines[-1] is self._unfinished:
+            self._unfinished_sent_s = now_s
+        begins_block = not any(line.file == CONSOLE for line in before)
+        return tuple(line for line in lines if line.number >= changed[0] or not begins_block)
+
+    def _changed(self, line: Line) -> bool:
+        return self._shown.get(line.number) != line.text
 
     def _new_summary(self) -> str | None:
-        return self._summary if self._summary != self._summary_acked else None
+        return self._summary if self._summary != self.summary_settled else None
 
-    def _make_stub(self, line: Line, outcome: Outcome) -> None:
-        self.stubs[line.number] = f"refused by the server ({outcome.reason})"
+    def _make_stub(self, line: Line, outcome: Outcome) -> bool:
+        reason = self.stubs[line.file, line.number] = f"refused by the server ({outcome.reason})"
         _, encoded = self._backlog.popleft()
-        replaced = line._replace(text=stub(line.text, self.stubs[line.number]))
+        replaced = stub_of(line, reason)
         encoded_stub = orjson.dumps(replaced.text)
         self._backlog.appendleft((replaced, encoded_stub))
         self._backlog_bytes += len(encoded_stub) - len(encoded)
         self._max_lines = None
-        self._max_bytes = BATCH_MAX_BYTES
+        return True

@@ -15,7 +15,15 @@ from eventlog import piece as pieces
 from eventlog.cursor import Cursor, Sink
 from eventlog.errors import NotARun
 from eventlog.piece import RunIdentity
-from eventlog.reader import StreamReader, end_of, find_runs
+from eventlog.reader import StreamReader, end_of, find_runs, pieces_of
+from syncd.fold import LINE_TOO_LONG, REPEATED_STEP
+
+# How the error of a run begins whose writer, on another host, gave no sign of life.
+NOTHING_HEARD = "nothing was heard"
+ALERT_TOO_OLD = "alert older than an hour, not sent"
+ALERT_UNCERTAIN = "alert that may not have arrived; it is not sent twice"
+# Nothing failed: W&B's own client shows no such row either, and nobody wants yesterday's alert, or one twice.
+_ON_PURPOSE = frozenset((REPEATED_STEP, LINE_TOO_LONG, ALERT_TOO_OLD, ALERT_UNCERTAIN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,16 @@ class RunStatus:
     error: str | None
     url: str | None
     not_shown: dict[str, int]
+    files_left: int
+    """Files and artifacts that are neither stored there nor given up."""
+
+    @property
+    def lacks_something(self) -> bool:
+        """Whether something of the run is not there that W&B's own client would have brought there."""
+        is_on_its_way = bool(self.backlog or (self.files_left and self.state != "live"))
+        never_attached = self.url is None and self.error is not None
+        is_lost = not self.not_shown.keys() <= _ON_PURPOSE
+        return is_on_its_way or never_attached or is_lost or self.state == "parked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +61,21 @@ class Progress:
     """When the first record was logged that is not acknowledged."""
 
 
-def progress(run_dir: Path, cursor: Cursor | None) -> Progress:
-    """Compare the log with a cursor.  Reads the ends of segments, and one place in the middle."""
-    ends = {name: end_of(run_dir / name)[0] for name in pieces.primaries(run_dir)}
+def progress(run_dir: Path, names: list[str], cursor: Cursor | None, with_age: bool = True) -> Progress:
+    """Compare pieces of a log with a cursor.  Reads the ends of segments; for the age, one place in the middle."""
+    ends = {name: end_of(run_dir / name)[0] for name in names}
     records = sum(ends.values())
     at = cursor.next if cursor is not None else None
+    done = names[: names.index(at["writer"])] if at is not None and at["writer"] in names else []
     acked = 0
     oldest_us: int | None = None
     for name, end in ends.items():
-        if at is not None and (name < at["writer"] or (name == at["writer"] and at["seq"] >= end)):
+        if name in done or (at is not None and name == at["writer"] and at["seq"] >= end):
             acked += end
             continue
         if at is not None and name == at["writer"]:
             acked += at["seq"]
-        if oldest_us is None and end:
+        if with_age and oldest_us is None and end:
             oldest_us = _time_of(run_dir / name, cursor, at["seq"] if at and name == at["writer"] else 0)
     return Progress(records, acked, oldest_us)
 
@@ -68,11 +87,12 @@ def run_statuses(roots: Iterable[Path], now_us: int, online: bool) -> list[RunSt
         for run_dir in find_runs(root):
             try:
                 identity = RunIdentity.load(run_dir)
-            except NotARun:
+                known: list[Cursor | None] = [*cursors.cursors(run_dir)]
+                for cursor in known or [None]:
+                    found.append(_status(run_dir, identity, cursor, now_us, online))
+            except (NotARun, OSError):
+                # Being born, or not ours to look into: the others have a status all the same.
                 continue
-            known: list[Cursor | None] = [*cursors.cursors(run_dir)]
-            for cursor in known or [None]:
-                found.append(_status(run_dir, identity, cursor, now_us, online))
     return found
 
 
@@ -98,39 +118,55 @@ def as_json(daemon: dict[str, Any], runs: list[RunStatus]) -> dict[str, Any]:
 def _status(
     run_dir: Path, identity: RunIdentity, cursor: Cursor | None, now_us: int, online: bool
 ) -> RunStatus:
-    so_far = progress(run_dir, cursor)
+    names = pieces_of(run_dir, cursor.rank, cursor.pieces) if cursor is not None else pieces_of(run_dir, 0)
+    so_far = progress(run_dir, names, cursor)
     backlog = so_far.records - so_far.acked
     age_us = now_us - so_far.oldest_us if so_far.oldest_us is not None and backlog else 0
     return RunStatus(
-        run=f"{identity.project}/{identity.run_id}",
+        # As it is there: two destinations of one run are two names, unless only the host differs.
+        run=f"{cursor.sink.project}/{cursor.sink.run_id}"
+        if cursor
+        else f"{identity.project}/{identity.run_id}",
         records=so_far.records,
         acked=so_far.acked,
         backlog=backlog,
         lag_s=max(0.0, round(age_us / 1e6, 1)),
-        state=_state(run_dir, cursor, backlog, online),
+        state=_state(run_dir, names, cursor, backlog, online),
         error=cursor.error if cursor is not None else None,
         url=cursor.attach["url"] if cursor is not None and cursor.attach else None,
         not_shown=cursor.not_shown if cursor is not None else {},
+        files_left=files_left(run_dir, names, cursor),
     )
 
 
-def _state(run_dir: Path, cursor: Cursor | None, backlog: int, online: bool) -> str:
+def files_left(run_dir: Path, names: list[str], cursor: Cursor | None) -> int:
+    """Return how many files and artifacts are neither stored there nor given up."""
+    at = (cursor.files if cursor is not None else None) or {}
+    begin = names.index(at["writer"]) if at.get("writer") in names else 0
+    ends = [end_of(run_dir / name, "files")[0] for name in names[begin:]]
+    return sum(ends) - (at["seq"] if at.get("writer") in names else 0)
+
+
+def _state(run_dir: Path, names: list[str], cursor: Cursor | None, backlog: int, online: bool) -> str:
     if cursor is not None and cursor.state == "parked":
         return "parked"
     if cursor is None or cursor.attach is None:
         return "waiting"
-    writing = _is_written(run_dir)
+    writing = _is_written(run_dir, names)
     if backlog and not writing:
         return "syncing" if online else "waiting"
     if writing:
         return "live" if online else "waiting"
-    return "synced" if cursor.finished else "crashed"
+    if cursor.finished:
+        return "synced"
+    # Its rows are there; `complete` waits for its files.
+    return "syncing" if cursor.state == "synced" else "crashed"
 
 
-def _is_written(run_dir: Path) -> bool:
+def _is_written(run_dir: Path, names: list[str]) -> bool:
     # A piece without a lock was never born: its process was killed on the way.
-    names = [name for name in pieces.primaries(run_dir) if (run_dir / name / pieces.LOCK_FILE).exists()]
-    return bool(names) and not pieces.closed(run_dir, names[-1])
+    born = [name for name in names if (run_dir / name / pieces.LOCK_FILE).exists()]
+    return bool(born) and not pieces.closed(run_dir, born[-1])
 
 
 def _time_of(piece_dir: Path, cursor: Cursor | None, seq: int) -> int | None:

@@ -20,7 +20,7 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 from watchdog.observers import Observer
-from watchdog.observers.api import ObservedWatch
+from watchdog.observers.api import BaseObserver, ObservedWatch
 
 log = logging.getLogger("syncd")
 
@@ -39,32 +39,33 @@ class Watch:
 
     def __init__(self, hint: Callable[[Path], object]) -> None:
         self._hint = hint
-        self._observer = Observer()
+        # Made when there is something to watch: its descriptors are few on a shared host.
+        self._observer: BaseObserver | None = None
         self._watched: dict[Path, ObservedWatch] = {}
         self._refused: set[Path] = set()
-        self._started = False
 
     def add(self, root: Path) -> bool:
         """Begin to watch a root and return True, unless it is watched already, missing, or beyond a limit."""
         if root in self._watched or root in self._refused or not root.is_dir():
             return False
         try:
-            if not self._started:
-                self._observer.start()
-                self._started = True
+            if self._observer is None:
+                observer = Observer()
+                observer.start()
+                self._observer = observer
             handler = _Handler(root, self._hint)
             self._watched[root] = self._observer.schedule(
                 handler, str(root), recursive=True, event_filter=_EVENTS
             )
         except OSError as error:
-            # ENOSPC here is the limit on inotify watches.
+            # ENOSPC is the limit on inotify watches, EMFILE that on its instances.
             self._refused.add(root)
             log.warning("cannot watch %s (%s): it is looked at once a minute instead", root, error)
             return False
         return True
 
     def stop(self) -> None:
-        if self._started:
+        if self._observer is not None:
             self._observer.stop()
             self._observer.join(timeout=5.0)
 

@@ -60,7 +60,7 @@ def test_a_lost_cursor_is_found_again_by_the_mark():
 
     decision = decide(LOG, ["p1", "p2"], server, steady_for_s=STEADY_S)
 
-    assert decision == Attach(bases, {HISTORY: 25, EVENTS: 3, CONSOLE: 5})
+    assert decision == Attach(bases, {HISTORY: 25, EVENTS: 3, CONSOLE: 5}, is_known=True)
 
 
 def test_a_count_that_lags_below_the_base_is_not_believed():
@@ -108,3 +108,34 @@ def test_a_tail_that_makes_no_sense_leaves_the_counts(tail: Any):
     server = server_run(rows=10, historyTail=tail, summaryMetrics=None)
 
     assert server.next_step == 10
+
+
+NONSENSE = {
+    "nested without end": {"summaryMetrics": "[" * 100_000, "historyTail": '["' + "[" * 100_000 + '"]'},
+    "a step longer than a float": {"summaryMetrics": '{"_step": 1' + "0" * 400 + "}"},
+    "a runtime without end": {"historyTail": json.dumps(['{"_runtime": Infinity}'])},
+}
+
+
+@pytest.mark.parametrize("fields", NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_in_an_answer_counts_as_absent(fields: dict[str, Any]):
+    found = server_run(rows=10, **fields)
+
+    assert found.next_step <= 42
+    assert found.runtime_s <= 12.5
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        {"bases": [float("inf"), 0, 0], "first_step": 0, "runtime_s": 0},
+        {"bases": [0, 0, 0], "first_step": float("inf"), "runtime_s": 0},
+        {"bases": [0, 0, 0], "first_step": 0, "runtime_s": 10**400},
+        {"bases": [-5, 0, 0], "first_step": 0, "runtime_s": 0},
+    ],
+    ids=str,
+)
+def test_a_mark_of_ours_that_makes_no_sense_parks_the_run(mark: dict[str, Any]):
+    server = server_run(rows=10, mark={"log_id": LOG, "pieces": ["p1"], **mark})
+
+    assert isinstance(decide(LOG, ["p1"], server, steady_for_s=STEADY_S), Park)

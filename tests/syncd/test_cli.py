@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.logs import handmade_run
+from syncd.fold import HISTORY
+from tests.logs import HandmadePiece, handmade_run
 from tests.wandb_server import WandbServer
 from tests.wandb_server.server import API_KEY
 from tests.wandb_server.waiting import wait_for
@@ -232,3 +233,67 @@ def test_sync_of_a_parked_run_tries_again_also_beside_a_daemon(
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert server.run("ent", "demo", "run").complete
+
+
+def test_a_run_under_a_new_id_is_found_by_that_id(server: WandbServer, env: dict[str, str], tmp_path: Path):
+    finished_run(tmp_path)
+    (run_dir,) = (tmp_path / "demo").iterdir()
+    root = ("--root", str(tmp_path))
+    assert syncd(env, "retry", "demo/run", "--new-id", *root).returncode == 0
+    assert syncd(env, "sync", str(run_dir)).returncode == 0
+    (named,) = status(env, tmp_path)["runs"]
+
+    verified = syncd(env, "verify", named["run"], *root)
+
+    assert named["run"] != "demo/run"
+    assert verified.returncode == 0, verified.stderr
+    assert "all 1 rows are there" in verified.stdout
+
+
+def test_sync_and_status_say_what_is_not_there_and_why(
+    server: WandbServer, env: dict[str, str], tmp_path: Path
+):
+    piece = handmade_run(tmp_path)
+    # Not in the summary, which would be refused for it as well.
+    piece.log("define_metric", name="odd", summary=["none"])
+    piece.log(x=1, step=1)
+    piece.log(odd="poison", step=2)
+    piece.log(x=2, step=1)
+    damaged = piece.log(x=3, step=3)
+    piece.log(x=4, step=4)
+    piece.log("exit", exitcode=0)
+    piece.die()
+    piece.overwrite(piece.segment.read_bytes().index(damaged) + 40, b"\x00")
+    HandmadePiece(piece.identity, piece.piece, "files").log("file", path="gone", sha256="0" * 64, size=1)
+    server.faults.add("status", kind="file_stream", status=422, containing="poison")
+
+    synced = syncd(env, "sync", str(tmp_path))
+
+    (run,) = status(env, tmp_path)["runs"]
+    assert synced.returncode == 1
+    assert (run["state"], run["backlog"], run["files_left"]) == ("synced", 0, 0)
+    assert run["not_shown"] == {
+        "step repeated or in the past": 1,
+        "damaged or missing in the log": 1,
+        "refused by the server (HTTP 422: injected 422)": 1,
+        "file missing here": 1,
+    }
+    said = " ".join(synced.stdout.split())
+    assert "1 not shown there: file missing here" in said
+    assert "1 not shown there: damaged or missing in the log" in said
+
+
+def test_verify_says_whether_all_is_there(server: WandbServer, env: dict[str, str], tmp_path: Path):
+    finished_run(tmp_path)
+    assert syncd(env, "sync", str(tmp_path)).returncode == 0
+
+    good = syncd(env, "verify", "demo/run", "--json", "--root", str(tmp_path))
+    with server.lock:
+        run = server.run("ent", "demo", "run")
+        run.lines[HISTORY][0] = run.lines[HISTORY][0].replace('"x":1', '"x":2')
+        run._changes += 1
+    bad = syncd(env, "verify", "demo/run", "--json", "--root", str(tmp_path))
+
+    assert (good.returncode, bad.returncode) == (0, 1)
+    assert json.loads(good.stdout)[0]["is_good"] is True
+    assert json.loads(bad.stdout)[0]["counts"] == {"different": 1}

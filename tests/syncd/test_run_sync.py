@@ -5,71 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eventlog import reader as reader_module
 from eventlog.cursor import cursors, save
 from syncd import daemon as daemon_module
 from syncd.daemon import Daemon
+from syncd.fold import HISTORY
 from syncd.metadata import MARK
 from syncd.wandb_api import Answer, WandbApi
+from tests.faults.turns import Clock, sync_of, turn
 from tests.logs import HandmadePiece, handmade_run, resumed
+from tests.syncd.syncing import DEADLINE_S, finished_run, sync, sync_while, xs
 from tests.wandb_server import WandbServer
 from tests.wandb_server.server import API_KEY
-from tests.wandb_server.store import ResumeAnswers, StoredRun
+from tests.wandb_server.store import ResumeAnswers
 from tests.wandb_server.waiting import wait_for
-
-DEADLINE_S = 30.0
-
-
-@pytest.fixture
-def server() -> Iterator[WandbServer]:
-    with WandbServer(entity="ent") as running:
-        yield running
-
-
-def daemon_of(
-    server: WandbServer, root: Path, key: Callable[[], str] = lambda: API_KEY, **options: Any
-) -> Daemon:
-    api = WandbApi(server.base_url, key)
-    options = {"until_synced": True, "steady_s": 0.0, "flush_s": 0.05, **options}
-    return Daemon(roots=lambda: [root], api=api, **options)
-
-
-def sync(server: WandbServer, root: Path, **options: Any) -> Daemon:
-    """Upload everything below `root` and return the daemon that did it."""
-    daemon = daemon_of(server, root, **options)
-    asyncio.run(asyncio.wait_for(daemon.run(), DEADLINE_S))
-    return daemon
-
-
-def sync_while(server: WandbServer, root: Path, play: Callable[[Daemon], Any], **options: Any) -> None:
-    """Run a daemon, and `play` with the world while it runs (in a thread of its own)."""
-
-    async def both() -> None:
-        daemon = daemon_of(server, root, until_synced=False, **options)
-        running = asyncio.ensure_future(daemon.run())
-        await asyncio.wait_for(asyncio.to_thread(play, daemon), DEADLINE_S)
-        daemon.stop()
-        await asyncio.wait_for(running, DEADLINE_S)
-
-    asyncio.run(both())
-
-
-def xs(run: StoredRun) -> list[Any]:
-    return [row.get("x") for row in run.history]
-
-
-def finished_run(root: Path, run_id: str = "run", rows: int = 5, **start: Any) -> HandmadePiece:
-    piece = handmade_run(root, run_id, **start)
-    for i in range(rows):
-        piece.log(x=i, step=i)
-    piece.log("exit", exitcode=0)
-    piece.die()
-    return piece
 
 
 def test_a_finished_run_arrives_whole(server: WandbServer, tmp_path: Path):
@@ -184,6 +138,41 @@ def test_names_that_people_changed_there_stay(server: WandbServer, tmp_path: Pat
     assert (run.display_name, run.tags) == ("theirs", ["theirs"])
 
 
+def test_names_that_a_later_piece_gave_and_people_changed_stay_too(server: WandbServer, tmp_path: Path):
+    # faults: 47
+    first = finished_run(tmp_path, name="first", tags=["first"])
+    later = resumed(first.identity, tmp_path, name="later", tags=["later"])
+    later.log("exit", exitcode=0)
+    later.die()
+    sync(server, tmp_path)
+    run = server.run("ent", "demo", "run")
+    run.display_name, run.tags = "theirs", ["theirs"]
+    shutil.rmtree(tmp_path / "demo" / "run" / "sync")
+
+    sync(server, tmp_path)
+
+    assert (run.display_name, run.tags) == ("theirs", ["theirs"])
+
+
+def test_with_a_lost_cursor_no_older_config_is_told_again(server: WandbServer, tmp_path: Path):  # faults: 47
+    first = handmade_run(tmp_path, config={"lr": 1})
+    first.die()
+    later = resumed(first.identity, tmp_path, config={"lr": 2})
+    later.log("config", lr=3)
+    later.log("exit", exitcode=0)
+    later.die()
+    sync(server, tmp_path)
+    shutil.rmtree(tmp_path / "demo" / "run" / "sync")
+    server.clear_requests()
+
+    sync(server, tmp_path)
+
+    upserts = [request for request in server.requests if request.kind == "graphql:UpsertBucket"]
+    told = [json.loads(request.body["variables"]["config"])["lr"]["value"] for request in upserts]
+    assert set(told) <= {3}
+    assert server.run("ent", "demo", "run").config["lr"] == 3
+
+
 def test_another_logs_run_is_left_alone_and_the_run_is_parked(server: WandbServer, tmp_path: Path):
     finished_run(tmp_path / "a")
     finished_run(tmp_path / "b")
@@ -229,7 +218,7 @@ def test_a_project_that_refuses_us_parks_its_runs_and_no_others(
 
     daemon = sync(server, tmp_path)
 
-    parked = {path.name: entry.sync.parked for path, entry in daemon.entries.items()}
+    parked = {path.name: entry.sync.parked for (path, _), entry in daemon.entries.items()}
     assert parked == {"refused": True, "fine": False}
     assert xs(server.run("ent", "demo", "fine")) == [0, 1, 2, 3, 4]
 
@@ -295,8 +284,34 @@ def test_a_line_that_the_server_refuses_becomes_a_stub_and_is_counted(server: Wa
     assert xs(run) == [*range(17), None, *range(18, 40)]
     assert "_tidelog_stub" in run.history[17]
     (cursor,) = cursors(tmp_path / "demo" / "run")
-    assert [line for line, _ in cursor.stubs] == [17]
+    assert [(file, line) for file, line, _ in cursor.stubs] == [(HISTORY, 17)]
     assert list(cursor.not_shown.values()) == [1]
+
+
+def test_the_last_thing_to_be_refused_does_not_keep_the_run_from_its_end(server: WandbServer, tmp_path: Path):
+    finished_run(tmp_path)
+    for ending in ('"uploaded":["wandb-summary.json"]', ',"wandb-summary.json"]'):
+        server.faults.add("status", kind="file_stream", status=400, containing=ending)
+
+    sync(server, tmp_path)
+
+    (cursor,) = cursors(tmp_path / "demo" / "run")
+    assert server.run("ent", "demo", "run").complete
+    assert cursor.not_shown == {"file refused by the server (HTTP 400: injected 400)": 1}
+
+
+def test_a_summary_that_was_refused_is_not_sent_again_after_the_end(server: WandbServer, tmp_path: Path):
+    finished_run(tmp_path)
+    server.faults.add("status", kind="file_stream", status=422, containing='"wandb-summary.json":{')
+    sync(server, tmp_path)
+    server.clear_requests()
+
+    sync(server, tmp_path)
+
+    (cursor,) = cursors(tmp_path / "demo" / "run")
+    assert [request for request in server.requests if request.kind == "file_stream"] == []
+    assert server.run("ent", "demo", "run").complete
+    assert list(cursor.not_shown) == ["summary refused by the server (HTTP 422: injected 422)"]
 
 
 def test_a_proxy_that_refuses_large_bodies_gets_smaller_ones(server: WandbServer, tmp_path: Path):
@@ -515,3 +530,109 @@ def test_an_integer_too_long_for_any_number_there_arrives_as_infinity(server: Wa
     sync(server, tmp_path)
 
     assert xs(server.run("ent", "demo", "run")) == [[{"huge": float("inf")}]]
+
+
+def test_a_piece_that_cannot_be_read_is_read_once_however_often_it_is_looked_at(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = finished_run(tmp_path)
+    later = resumed(first.identity, tmp_path)
+    later.append(b"of a later version\n" * 50_000)
+    later.overwrite(later.segment.read_bytes().index(b"\n") + 30, b"\x00")
+    read_bytes: list[int] = []
+
+    def counted(fd: int, offset: int, limit_bytes: int) -> bytes:
+        data = whole_lines(fd, offset, limit_bytes)
+        read_bytes.append(len(data))
+        return data
+
+    whole_lines = reader_module._whole_lines
+    monkeypatch.setattr(reader_module, "_whole_lines", counted)
+    clock = Clock()
+    api = WandbApi(server.base_url, lambda: API_KEY)
+    run_sync = sync_of(first, api, clock)
+
+    async def play() -> None:
+        for _ in range(30):
+            await turn(run_sync, clock)
+        run_sync.close()
+        await api.close()
+
+    asyncio.run(play())
+
+    later.die()
+    assert sum(read_bytes) < 1.5 * later.segment.stat().st_size
+    assert xs(server.run("ent", "demo", "run")) == [0, 1, 2, 3, 4]
+
+
+def test_an_error_that_reads_otherwise_each_time_is_no_progress(server: WandbServer, tmp_path: Path):
+    run_sync = sync_of(finished_run(tmp_path), WandbApi(server.base_url, lambda: API_KEY))
+    before = run_sync.got_to
+
+    run_sync._note("HTTP 500: request 1")
+    run_sync._note("HTTP 500: request 2")
+
+    assert run_sync.got_to == before
+
+
+def test_a_quiet_run_is_running_for_as_long_as_its_writer_lives_and_then_crashed(tmp_path: Path):
+    clock = Clock()
+    states: list[str] = []
+    with WandbServer(entity="ent", now=lambda: clock.now_s) as server:
+        piece = handmade_run(tmp_path)
+        piece.log(x=0, step=0, commit=True)
+        api = WandbApi(server.base_url, lambda: API_KEY)
+        run_sync = sync_of(piece, api, clock)
+
+        async def pass_time(seconds: float) -> None:
+            until_s = clock.now_s + seconds
+            while clock.now_s < until_s:
+                await turn(run_sync, clock, until_s)
+            states.append(server.state(server.run("ent", "demo", "run")))
+
+        async def story() -> None:
+            for _ in range(6):
+                await pass_time(600.0)
+            piece.die()
+            await pass_time(3600.0)
+            run_sync.close()
+            await api.close()
+
+        asyncio.run(story())
+
+    assert states == ["running"] * 6 + ["crashed"]
+
+
+def test_a_line_that_is_being_written_is_shown_now_and_then_and_whole_in_the_end(
+    server: WandbServer, tmp_path: Path
+):
+    events = handmade_run(tmp_path)
+    console = HandmadePiece(events.identity, events.piece, "console")
+    clock = Clock()
+    api = WandbApi(server.base_url, lambda: API_KEY)
+    run_sync = sync_of(events, api, clock)
+    shown: list[str] = []
+
+    async def story() -> None:
+        for percent in range(0, 100, 2):
+            console.log("console", source="stdout", text=f"\r{percent} %")
+            await run_sync.turn(clock.now_s)
+            clock.now_s += 1.0
+            lines = server.run("ent", "demo", "run").console_lines if server.runs() else []
+            shown.append(lines[0].partition(" ")[2] if lines else "")
+        console.log("console", source="stdout", text="\rdone\n")
+        events.log("exit", exitcode=0)
+        events.die()
+        while not server.run("ent", "demo", "run").complete:
+            await turn(run_sync, clock)
+            # Files go beside the turns.
+            await asyncio.sleep(0)
+        run_sync.close()
+        await api.close()
+
+    asyncio.run(story())
+
+    # 50 s, and every 10 s at most.
+    assert 3 <= len(set(shown) - {""}) <= 6
+    assert [line.partition(" ")[2] for line in server.run("ent", "demo", "run").console_lines] == ["done"]
+    assert server.violations == []

@@ -15,9 +15,11 @@ from syncd.shipper import (
     BATCH_MAX_BYTES,
     HEARTBEAT_S,
     RETRY_AFTER_MAX_S,
+    UNFINISHED_S,
     Backoff,
     Batch,
     Outcome,
+    Pace,
     Shipper,
     Verdict,
     outcome_of,
@@ -65,15 +67,15 @@ def test_nothing_else_is_sent_while_a_batch_is_in_flight():
     assert shipper.next_batch(now_s=100.0, live=False) is None
 
 
-def test_an_outage_delays_the_lines_and_sends_the_same_ones_again():
+def test_what_did_not_arrive_is_sent_again_as_it_was():
     shipper = new_shipper()
     shipper.offer(history(0, 1))
     first = shipper.next_batch(now_s=0.0, live=False)
 
-    shipper.failed(RETRY, now_s=0.0, jitter=1.0)
+    sends_something_else = shipper.failed(RETRY)
 
-    assert shipper.next_batch(now_s=0.5, live=False) is None
-    assert shipper.next_batch(now_s=1.0, live=False) == first
+    assert not sends_something_else
+    assert shipper.next_batch(now_s=0.0, live=False) == first
 
 
 def test_a_week_of_failures_is_tried_again_every_minute_at_most():
@@ -88,14 +90,22 @@ def test_a_week_of_failures_is_tried_again_every_minute_at_most():
     assert now_s > 6 * 24 * 3600
 
 
-def test_the_server_may_ask_for_more_patience():
-    shipper = new_shipper()
-    shipper.offer(history(0))
-    shipper.next_batch(now_s=0.0, live=False)
+def test_the_server_may_ask_for_more_patience():  # faults: 69
+    backoff = Backoff()
 
-    shipper.failed(Outcome(Verdict.RETRY, "HTTP 429", retry_after_s=90.0), now_s=0.0, jitter=0.0)
+    backoff.failed(now_s=0.0, jitter=0.0, retry_after_s=90.0)
 
-    assert shipper.due_s(live=False) == 90.0
+    assert backoff.not_before_s == 90.0
+
+
+def test_a_project_that_is_held_is_held_for_the_longest_that_was_asked_for():  # faults: 69
+    pace = Pace()
+
+    pace.hold("ent/a", 30.0)
+    pace.hold("ent/a", 20.0)
+
+    assert pace.not_before_s("ent/a") == 30.0
+    assert pace.not_before_s("ent/b") == float("-inf")
 
 
 def test_an_ack_moves_the_cursor_and_the_next_lines_follow_it():
@@ -198,9 +208,28 @@ def test_a_413_halves_what_is_sent_until_it_fits():
         batch = shipper.next_batch(now_s=0.0, live=False)
         assert batch is not None
         sizes.append(len(batch.lines))
-        shipper.failed(TOO_LARGE, now_s=0.0, jitter=0.0)
+        shipper.failed(TOO_LARGE)
 
     assert sizes == [8, 4, 2]
+
+
+def test_a_size_that_was_refused_is_not_tried_again():
+    shipper = new_shipper()
+    shipper.offer(history(*range(8)))
+    sizes = []
+
+    for _ in range(5):
+        batch = shipper.next_batch(now_s=0.0, live=False)
+        assert batch is not None
+        sizes.append(len(batch.lines))
+        if len(batch.lines) > 4:
+            shipper.failed(TOO_LARGE)
+        else:
+            shipper.acked_batch()
+            shipper.offer(history(*range(8 + 4 * len(sizes), 12 + 4 * len(sizes))))
+
+    assert sizes.count(8) == 1
+    assert max(sizes[1:]) == 4
 
 
 @given(poison=st.sets(st.integers(0, 19), max_size=4))
@@ -216,7 +245,7 @@ def test_refused_lines_become_stubs_and_the_others_arrive_as_they_are(poison: se
             break
         rows = {line.number: json.loads(line.text) for line in batch.lines}
         if any(row.get("x") in poison for row in rows.values()):
-            shipper.failed(REFUSED, now_s=0.0, jitter=0.0)
+            shipper.failed(REFUSED)
         else:
             server |= rows
             shipper.acked_batch()
@@ -224,14 +253,14 @@ def test_refused_lines_become_stubs_and_the_others_arrive_as_they_are(poison: se
     assert shipper.drained
     assert {n for n, row in server.items() if "x" not in row} == poison
     assert {n: row["_step"] for n, row in server.items()} == {n: n for n in range(20)}
-    assert set(shipper.stubs) == poison
+    assert set(shipper.stubs) == {(HISTORY, n) for n in poison}
 
 
 def test_a_stub_is_the_same_line_after_a_restart():
     first = new_shipper()
     first.offer(history(0))
     first.next_batch(now_s=0.0, live=False)
-    first.failed(REFUSED, now_s=0.0, jitter=0.0)
+    first.failed(REFUSED)
     stubbed = first.next_batch(now_s=0.0, live=False)
 
     restarted = new_shipper(stubs=dict(first.stubs))
@@ -245,10 +274,127 @@ def test_a_refused_summary_does_not_hold_up_the_rows():
     shipper.want_summary('{"bad":1}')
     shipper.next_batch(now_s=0.0, live=False)
 
-    shipper.failed(REFUSED, now_s=0.0, jitter=0.0)
+    shipper.failed(REFUSED)
 
     assert shipper.drained
     assert shipper.summary_refused == "HTTP 422"
+
+
+def screen(*texts: str, first: int = 0) -> list[Line]:
+    return [Line(CONSOLE, n, text) for n, text in enumerate(texts, start=first)]
+
+
+def test_lines_that_may_change_are_sent_at_their_place_and_again_when_they_changed():
+    shipper = new_shipper(flush_s=5.0)
+    shipper.want_screen(screen("a", "b", "c"), None)
+    first = sent(shipper.next_batch(now_s=0.0, live=True))
+    shipper.acked_batch()
+
+    shipper.want_screen(screen("a", "B", "c"), None)
+
+    assert first == {"files": {CONSOLE: {"offset": 0, "content": ["a", "b", "c"]}}}
+    assert sent(shipper.next_batch(now_s=5.0, live=True)) == {
+        "files": {CONSOLE: {"offset": 1, "content": ["B", "c"]}}
+    }
+    shipper.acked_batch()
+    assert shipper.acked[CONSOLE] == 0
+    assert shipper.drained
+
+
+def test_a_line_that_is_being_written_is_shown_at_most_every_ten_seconds():
+    shipper = new_shipper(flush_s=5.0)
+    sent_at_s = []
+
+    for now_s in range(31):
+        shipper.want_screen([], Line(CONSOLE, 0, f"{now_s} %"))
+        if shipper.next_batch(float(now_s), live=True) is not None:
+            sent_at_s.append(now_s)
+            shipper.acked_batch()
+
+    assert sent_at_s == [0, UNFINISHED_S, 2 * UNFINISHED_S, 3 * UNFINISHED_S]
+
+
+def test_final_lines_and_those_that_may_change_are_one_block():
+    shipper = new_shipper()
+    shipper.want_screen(screen("a", "b"), None)
+    shipper.next_batch(now_s=0.0, live=True)
+    shipper.acked_batch()
+
+    shipper.offer(screen("a"))
+    shipper.want_screen(screen("b", "c", first=1), None)
+
+    assert sent(shipper.next_batch(now_s=9.0, live=True))["files"] == {
+        CONSOLE: {"offset": 0, "content": ["a", "b", "c"]}
+    }
+
+
+def test_a_refused_screen_holds_nothing_up():
+    shipper = new_shipper()
+    shipper.want_screen(screen("poison"), None)
+    shipper.want_summary("{}")
+    arrived = []
+
+    for _ in range(10):
+        batch = shipper.next_batch(now_s=0.0, live=False)
+        if batch is None:
+            break
+        if batch.screen:
+            shipper.failed(REFUSED)
+        else:
+            arrived.append(batch.summary)
+            shipper.acked_batch()
+
+    assert arrived == ["{}"]
+    assert shipper.summary_refused is None
+
+
+def test_a_stored_file_is_told_until_it_is_acknowledged():
+    shipper = new_shipper()
+    shipper.want_uploaded(["media/a.png", "b.txt"])
+
+    first = sent(shipper.next_batch(now_s=0.0, live=False))
+    shipper.failed(RETRY)
+    again = sent(shipper.next_batch(now_s=0.0, live=False))
+    shipper.acked_batch()
+
+    assert first == again == {"uploaded": ["media/a.png", "b.txt"]}
+    assert shipper.drained
+
+
+def test_of_stored_files_only_the_refused_one_is_given_up_and_counted():
+    shipper = new_shipper()
+    shipper.offer(history(0))
+    shipper.want_uploaded(["a.png", "bad.png", "c.png"])
+    told: list[str] = []
+
+    for _ in range(20):
+        batch = shipper.next_batch(now_s=0.0, live=False)
+        if batch is None:
+            break
+        if "bad.png" in batch.uploaded:
+            assert shipper.failed(REFUSED)
+        else:
+            told += batch.uploaded
+            shipper.acked_batch()
+
+    assert told == ["a.png", "c.png"]
+    assert shipper.acked[HISTORY] == 1
+    assert shipper.uploaded_refused == ["file refused by the server (HTTP 422)"]
+    assert shipper.drained
+
+
+@pytest.mark.parametrize("file", [HISTORY, EVENTS, CONSOLE])
+def test_a_refused_line_of_any_file_becomes_a_stub(file: str):  # faults: 70
+    shipper = new_shipper()
+    text = "2026-01-02T03:04:05.764296 odd" if file == CONSOLE else '{"odd":1,"_timestamp":1.5}'
+    shipper.offer([Line(file, 0, text)])
+    shipper.next_batch(now_s=0.0, live=False)
+
+    shipper.failed(REFUSED)
+
+    body = sent(shipper.next_batch(now_s=0.0, live=False))
+    assert "odd" not in str(body)
+    assert "HTTP 422" in str(body)
 
 
 @pytest.mark.parametrize(
@@ -274,6 +420,13 @@ def test_a_refused_summary_does_not_hold_up_the_rows():
 )
 def test_each_status_has_one_meaning(status: int | None, verdict: Verdict):
     assert outcome_of(status, {}, is_object=True, wall_s=0.0).verdict is verdict
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 422])
+def test_a_page_for_people_says_nothing_about_a_line(status: int):
+    headers = {"Content-Type": "text/html; charset=utf-8", "Content-Length": "120"}
+
+    assert outcome_of(status, headers, is_object=False, wall_s=0.0).verdict is Verdict.RETRY
 
 
 def test_a_page_with_status_200_is_a_captive_portal_and_no_ack():

@@ -1,0 +1,162 @@
+"""Brings a run's files to one sink beside its lines: a task of its own, so that a large file holds no line up.
+
+    files ──Track──▶ Uploads ──step──▶ PUT ──▶ done ──▶ `uploaded`, in a batch of lines ──told──▶ cursor
+    made by syncd ──────▶ ┘
+
+Invariants
+----------
+* One step is under way at a time, and none when the run is let go.
+* What the cursor says is stored was told to the server, which acknowledged it.
+* A file that is made from the log is sent when it differs from what is there, and after all that was logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from eventlog.cursor import Cursor
+from syncd.attach import Attached
+from syncd.shipper import Backoff, Outcome, Verdict
+from syncd.track import Track
+from syncd.transfer import Content
+from syncd.uploads import Done, Uploads
+from syncd.wandb_api import WandbApi
+
+# File records are small, and each stands for a request or two.
+READ_BYTES = 64 * 1024
+
+
+class RunUploads:
+    """What one run still owes to one sink besides its lines."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        log_id: str,
+        api: WandbApi,
+        attached: Attached,
+        cursor: Cursor,
+        wake: Callable[[], object],
+        clock: Callable[[], float],
+    ) -> None:
+        self.backoff = Backoff()
+        self._wake = wake
+        self._clock = clock
+        self._track = Track(run_dir, "files", log_id)
+        self._place: dict[str, Any] = {}
+        self.not_stored: dict[str, int] = {}
+        """How many files and artifacts are not on the server, by reason."""
+        if cursor.files is not None:
+            self.not_stored = cursor.files["not_stored"]
+            if "writer" in cursor.files:
+                self._place = cursor.files
+                self._track.go_on(cursor.files)
+        self._uploads = Uploads(
+            run_dir, api, attached.entity, attached.project, attached.run_id, self.not_stored
+        )
+        self.made = dict(cursor.made)
+        """What each file that is made from the log was made of, as it is there, or was given up."""
+        self._offered: dict[str, str] = {}
+        # Where each portion that was read ends, and what was lost until there: what was read ahead is read again.
+        self._portions: deque[tuple[str, int, int]] = deque()
+        self._lost = self._track.lost
+        self._telling: Done | None = None
+        self._step: asyncio.Task[Outcome] | None = None
+
+    @property
+    def writer(self) -> str:
+        """The piece whose files are read; empty before the first."""
+        return self._track.writer
+
+    @property
+    def wants_next_piece(self) -> bool:
+        return self._track.ended or not self._track.writer
+
+    @property
+    def has_work(self) -> bool:
+        """Whether something that was logged so far is not told."""
+        return self._uploads.has_work or self._uploads.done is not None or self._track.more
+
+    @property
+    def has_read_all(self) -> bool:
+        """Whether no further file of this piece can come."""
+        return self._track.ended
+
+    @property
+    def lost(self) -> int:
+        return self._track.lost
+
+    def follow(self, writer: str) -> None:
+        """Go on with the files of that piece."""
+        self._track.follow(writer)
+
+    def want_made(self, path: str, digest: str, content: Callable[[], Content]) -> bool:
+        """Let a file that is made from the log be there as `digest` says; say whether it is."""
+        if path in self._offered and not self.has_work:
+            # It was given up, and is counted; the same would be given up again.
+            self.made[path] = self._offered.pop(path)
+        if self.made.get(path) == digest:
+            return True
+        if path not in self._offered:
+            self._offered[path] = digest
+            self._uploads.offer_made({path: content()})
+        return False
+
+    def turn(self, now_s: float, is_closed: bool) -> Outcome | None:
+        """Go on, without waiting; return the trouble that the last step met, if it did."""
+        trouble = None
+        if self._step is not None and self._step.done():
+            outcome, self._step = self._step.result(), None
+            if outcome.verdict is Verdict.ACK:
+                self.backoff.reset()
+            else:
+                self.backoff.failed(self._clock(), random.random(), outcome.retry_after_s)
+                trouble = outcome
+        if self._step is None and not self._uploads.has_work and self._track.writer:
+            records = self._track.read(READ_BYTES, is_closed)
+            self._uploads.offer(records, self._track.writer)
+            if records:
+                self._portions.append((self._track.writer, self._track.next_seq, self._track.lost))
+        if self._step is None and self._uploads.has_work and now_s >= self.backoff.not_before_s:
+            self._step = asyncio.ensure_future(self._uploads.step())
+            self._step.add_done_callback(lambda _: self._wake())
+        return trouble
+
+    def due_s(self) -> float:
+        """Return when `turn` can do something more without a hint."""
+        if self._step is not None:
+            return float("inf")
+        return self.backoff.not_before_s if self._uploads.has_work or self._track.more else float("inf")
+
+    def to_tell(self) -> list[str]:
+        """Return the paths that are stored and to be told to the server."""
+        self._telling = self._uploads.done
+        return list(self._telling.paths) if self._telling is not None else []
+
+    def told(self, refused: Iterable[str] = ()) -> dict[str, Any]:
+        """The server answered to what `to_tell` returned; return what the cursor keeps of it.
+
+        `refused` has a reason for each path that the server did not want to hear of.
+        """
+        if self._telling is None:
+            return {}
+        done, self._telling = self._telling, None
+        done = self._uploads.told(done, refused)
+        self.made |= {path: self._offered.pop(path) for path in done.paths if path in self._offered}
+        self.not_stored = dict(done.not_stored)
+        if done.place is not None:
+            writer, seq = done.place
+            while self._portions and self._portions[0][0] == writer and self._portions[0][1] <= seq:
+                self._lost = self._portions.popleft()[2]
+            self._place = {"writer": writer, "seq": seq, "place": None, "lost": self._lost}
+        return {"made": dict(self.made), "files": {**self._place, "not_stored": self.not_stored}}
+
+    def cancel(self) -> None:
+        """Leave what is under way; the next process does it again."""
+        if self._step is not None:
+            self._step.cancel()

@@ -1,0 +1,321 @@
+"""What `syncd sync` does: finds what some paths mean, brings it to W&B, and says what became of it.
+
+    paths ──plan──▶ our runs ──────────────────────────┐
+               └──▶ W&B's files ──take (wandb_runs)──▶ logs ──upload (Daemon)──▶ Outcome ──mark──▶ .synced
+
+Invariants
+----------
+* A marker is written only for a run of which everything is acknowledged and nothing was damaged.
+* What a process of W&B's uploads itself is left to it.
+* Whenever it is killed, the same command goes on from there.
+
+What is printed is `cli`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from eventlog import cursor as cursors
+from eventlog.cursor import Sink
+from eventlog.piece import RUN_FILE, RunIdentity
+from eventlog.reader import find_runs
+from syncd import credentials, wandb_runs
+from syncd.metadata import NO_EDITS, Edits
+from syncd.status import RunStatus, run_status
+from syncd.wandb_runs import Taken, WandbFile
+
+LOOK_S = 0.5
+NEW_ID = "new-id"
+FORCE = (cursors.APPEND, cursors.CONTINUE, NEW_ID)
+
+
+class NothingThere(Exception):
+    """A path that means no run: a sentence for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a person wants it done."""
+
+    project: str | None = None
+    entity: str | None = None
+    run_id: str | None = None
+    """Upload W&B's files as this run, in the order in which they were begun."""
+    edits: Edits = NO_EDITS
+    force: str | None = None
+    """What to do with a run that the server has in part, where that cannot be told for certain: one of `FORCE`."""
+    includes_online: bool = False
+    includes_synced: bool = False
+    marks_synced: bool = True
+    patience_s: float = 30.0
+    parallel: int | None = None
+    """How many runs may have a request in flight; None is the daemon's own number."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """What some paths mean."""
+
+    run_dirs: list[Path] = field(default_factory=list)
+    files: list[WandbFile] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
+    """How many of W&B's runs are left out, by reason."""
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.run_dirs and not self.files
+
+    def skip(self, reason: str) -> None:
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of it."""
+
+    runs: list[RunStatus] = field(default_factory=list)
+    taken: list[Taken] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def error(self) -> str | None:
+        return " ".join(self.errors) or None
+
+    @property
+    def why_not(self) -> str:
+        """Why it is not good, in a line."""
+        reasons = [self.error] if self.error is not None else []
+        reasons += [f"{run.run}: {run.error or run.state}" for run in self.runs if run.lacks_something]
+        reasons += [
+            f"{taken.file.directory.name}: {what}"
+            for taken in self.taken
+            for what in (*taken.not_taken, *(damage.cause for damage in taken.damage))
+        ]
+        return "; ".join(reasons)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether everything that there was is acknowledged."""
+        lacks = any(run.lacks_something for run in self.runs)
+        return self.error is None and not lacks and all(taken.is_whole for taken in self.taken)
+
+
+class Watcher:
+    """Is told how far it is, and makes nothing of it."""
+
+    looks = False
+    """Whether it wants to know how far the upload is: to find that out, every run is looked at."""
+
+    def reading(self, total_bytes: int) -> None:
+        """W&B's files of so many bytes are going to be read."""
+
+    def has_read(self, size_bytes: int) -> None:
+        """So many more bytes were read."""
+
+    def uploading(self, total: int, done: int, trouble: str | None) -> None:
+        """So many records are there, and so many acknowledged; `trouble` is what is waited for."""
+
+
+# -- what is meant ---------------------------------------------------------------------------------------------
+
+
+def plan(paths: Iterable[str], roots: Iterable[Path], wishes: Wishes) -> Plan:
+    """Say what `paths` mean; without any, what is not synced in the known roots and of what W&B's SDK left here."""
+    found = Plan()
+    paths = list(paths)
+    if not paths:
+        found.run_dirs = [run_dir for root in roots for run_dir in find_runs(root)]
+        if wishes.project is None and wishes.entity is None:
+            found.run_dirs = [run_dir for run_dir in found.run_dirs if not _is_synced(run_dir)]
+        directory = wandb_runs.default_directory()
+        if directory is not None:
+            _add_files(found, directory, wishes)
+    for given in paths:
+        meant = wandb_runs.expand(given)
+        if not meant:
+            raise NothingThere(f"nothing matches {given!r}.")
+        for path in meant:
+            _add(found, path.resolve(), wishes)
+    found.run_dirs = sorted(set(found.run_dirs))
+    found.files = sorted(set(found.files), key=lambda file: str(file.path))
+    return found
+
+
+def _is_synced(run_dir: Path) -> bool:
+    """Whether W&B has all of a run of ours that is over, by the word of its cursor."""
+    now_us = time.time_ns() // 1000
+    for cursor in cursors.cursors(run_dir):
+        if cursor.sink.base_url == credentials.base_url():
+            status = run_status(run_dir, cursor.sink, now_us, online=True)
+            return status.state == "synced" and not status.lacks_something
+    return False
+
+
+def _add(found: Plan, path: Path, wishes: Wishes) -> None:
+    if (path / RUN_FILE).is_file():
+        found.run_dirs.append(path)
+        return
+    below = [*find_runs(path), *(d for d in sorted(path.glob("*")) if (d / RUN_FILE).is_file())]
+    found.run_dirs += below
+    has_files = _add_files(found, path, wishes)
+    if not below and not has_files:
+        if not path.exists():
+            raise NothingThere(f"cannot sync {str(path)!r}: there is no such path.")
+        raise NothingThere(
+            f"cannot sync {str(path)!r}: it is neither a run, nor a root with runs in it, nor a directory of W&B's."
+        )
+
+
+def _add_files(found: Plan, path: Path, wishes: Wishes) -> bool:
+    """Add W&B's files at `path`; return whether there are any, wanted or not."""
+    files, is_run = wandb_runs.files_at(path)
+    for file in files:
+        # What was named by itself is meant, whatever it is.
+        if file.marker.exists() and not wishes.includes_synced and not is_run:
+            found.skip("synced already (`--include-synced` looks at them again: nothing is sent twice)")
+        elif not file.is_offline and not wishes.includes_online and not is_run:
+            found.skip("logged online (`--include-online` completes those that were killed)")
+        else:
+            found.files.append(file)
+    return bool(files)
+
+
+# -- doing it --------------------------------------------------------------------------------------------------
+
+
+def sync(planned: Plan, wishes: Wishes, watcher: Watcher) -> Outcome:
+    """Bring everything that is planned to W&B; return what became of it."""
+    outcome = Outcome()
+    with ExitStack() as open_runs:
+        run_dirs = list(planned.run_dirs)
+        for taken in _take_all(planned.files, wishes, watcher, outcome):
+            open_runs.callback(taken.close)
+            if not taken.is_empty:
+                run_dirs.append(taken.run_dir)
+        run_dirs = sorted(set(run_dirs))
+        if not run_dirs:
+            return outcome
+        # While the runs are open, so that those that live are seen to.
+        error, sinks, statuses = _uploaded(run_dirs, wishes, watcher)
+        parked = [run_dir for (run_dir, _), status in statuses.items() if status.state == "parked"]
+        if wishes.force == NEW_ID and parked:
+            for run_dir in parked:
+                upload_as_new(run_dir)
+            error, others, said = _uploaded(parked, wishes, watcher)
+            sinks, statuses = sinks | others, statuses | said
+    left_out = [str(run_dir) for run_dir in run_dirs if (run_dir, 0) not in sinks]
+    if left_out and error is None:
+        error = f"{', '.join(left_out)}: a copy of another run's directory, or not readable."
+    outcome.runs = list(statuses.values())
+    if error is not None:
+        outcome.errors.append(error)
+    for taken in outcome.taken if wishes.marks_synced else ():
+        _mark(taken, [status for (run_dir, _), status in statuses.items() if run_dir == taken.run_dir])
+    return outcome
+
+
+_Statuses = dict[tuple[Path, int], RunStatus]
+
+
+def _uploaded(
+    run_dirs: list[Path], wishes: Wishes, watcher: Watcher
+) -> tuple[str | None, dict[tuple[Path, int], Sink], _Statuses]:
+    """Upload the runs; return why not everything got there (or None), where each went, and how far it is."""
+    error, sinks = asyncio.run(_upload(run_dirs, credentials.base_url(), wishes, watcher))
+    now_us = time.time_ns() // 1000
+    statuses = {key: run_status(key[0], sink, now_us, error is None) for key, sink in sinks.items()}
+    return error, sinks, statuses
+
+
+def upload_as_new(run_dir: Path) -> str:
+    """Give up the id under which a run stands still; return the new one."""
+    there = f"{RunIdentity.load(run_dir).run_id}-{secrets.token_hex(2)}"
+    standing = [
+        cursor.sink for cursor in cursors.cursors(run_dir) if cursor.state == "parked" or cursor.error
+    ]
+    cursors.upload_as(run_dir, there)
+    for sink in standing:
+        cursors.forget(run_dir, sink)
+    return there
+
+
+def _take_all(files: list[WandbFile], wishes: Wishes, watcher: Watcher, outcome: Outcome) -> Iterable[Taken]:
+    """Write the logs of W&B's runs; of those of one run, in the order in which they were begun."""
+    heads = []
+    written = wandb_runs.being_written() if files else frozenset()
+    for file in files:
+        if not file.is_offline and file.path in written:
+            outcome.errors.append(
+                f"{file.directory}: it is being written, and uploaded, by W&B's own process."
+            )
+            continue
+        try:
+            heads.append((wandb_runs.head(file), file))
+        except OSError as error:
+            outcome.errors.append(f"{file.path} cannot be read: {error.strerror}.")
+    heads.sort(key=lambda found: (found[0].began_us, str(found[1].path)))
+    watcher.reading(sum(head.size for head, _ in heads))
+    for head, file in heads:
+        try:
+            taken = wandb_runs.take(file, head.facts, file.path in written, wishes.run_id, watcher.has_read)
+        except OSError as error:
+            outcome.errors.append(
+                f"{file.directory}: its log could not be made in {file.shadow}: {error.strerror}. "
+                "W&B's file is intact."
+            )
+            continue
+        outcome.taken.append(taken)
+        yield taken
+
+
+def _mark(taken: Taken, statuses: list[RunStatus]) -> None:
+    """Say as W&B does that a run is uploaded, so that `wandb clean` knows."""
+    is_over = all(status.state in ("synced", "crashed") for status in statuses)
+    if statuses and is_over and taken.is_whole and not any(status.lacks_something for status in statuses):
+        taken.file.marker.touch()
+
+
+async def _upload(
+    run_dirs: list[Path], url: str, wishes: Wishes, watcher: Watcher
+) -> tuple[str | None, dict[tuple[Path, int], Sink]]:
+    """Upload the runs with a daemon of their own, that ends when all is there."""
+    from syncd.daemon import MAX_TURNS, Daemon
+    from syncd.wandb_api import WandbApi
+
+    daemon = Daemon(
+        roots=list,
+        api=WandbApi(url, lambda: credentials.api_key(url)),
+        asked_for=run_dirs,
+        entity=wishes.entity,
+        project=wishes.project,
+        choice=wishes.force if wishes.force != NEW_ID else None,
+        edits=wishes.edits,
+        max_turns=wishes.parallel or MAX_TURNS,
+        until_synced=True,
+    )
+    work = asyncio.ensure_future(daemon.run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.stop)
+    error: str | None = None
+    while not (await asyncio.wait([work], timeout=LOOK_S))[0]:
+        gate = daemon.gate
+        if watcher.looks:
+            runs = [entry.sync.progress() for entry in daemon.entries.values()]
+            trouble = None if gate.is_open else gate.reason
+            watcher.uploading(sum(run.records for run in runs), sum(run.acked for run in runs), trouble)
+        if gate.needs_a_person or time.monotonic() - daemon.last_good_s > wishes.patience_s:
+            error = daemon.complaint()
+            daemon.stop()
+    work.result()
+    if error is None and not daemon.finished:
+        error = "interrupted. Run it again to go on from here."
+    return error, {key: entry.sync.sink for key, entry in daemon.entries.items()}

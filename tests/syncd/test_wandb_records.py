@@ -1,0 +1,420 @@
+"""W&B's records become ours: what a row, a summary, a definition or a file of theirs is in our words."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventlog.record import Record
+from syncd.dotwandb import Damage, Deframer
+from syncd.fold import EVENTS, HISTORY, Bases, Fold
+from syncd.wandb_records import Artifact, Event, File, RunFacts, Translator, messages
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "wandb"
+BEGAN_S = 1_763_712_000
+Thing = Event | File | Artifact
+
+
+def record(num: int = 0, **fields: Any) -> bytes:
+    """A record of W&B's; `fields` as protobuf's own constructor takes them."""
+    return messages().Record(num=num, **fields).SerializeToString()
+
+
+def run_record(**fields: Any) -> bytes:
+    return record(
+        run={"run_id": "r", "project": "p", "host": "h", "start_time": {"seconds": BEGAN_S}, **fields}
+    )
+
+
+def items(values: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"nested_key": key.split("/"), "value_json": json.dumps(value)} for key, value in values.items()]
+
+
+def row(step: int, at_s: float = 1.0, **values: Any) -> bytes:
+    times = {"_step": step, "_timestamp": BEGAN_S + at_s, "_runtime": at_s}
+    return record(history={"item": items(values | times), "step": {"num": step}})
+
+
+def summary(**values: Any) -> bytes:
+    return record(summary={"update": items(values)})
+
+
+EXIT = record(exit={"exit_code": 3})
+
+
+def translated(*payloads: bytes, is_over: bool = True, translator: Translator | None = None) -> list[Thing]:
+    translator = translator or Translator()
+    found = [thing for payload in payloads for thing in translator.feed(payload)]
+    return found + (list(translator.end()) if is_over else [])
+
+
+def of_kind(found: list[Thing], kind: str) -> list[dict[str, Any]]:
+    return [thing.data for thing in found if isinstance(thing, Event) and thing.kind == kind]
+
+
+# -- who, and how ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_begins_with_what_it_was_started_with():
+    found = translated(
+        run_record(
+            display_name="a name",
+            notes="notes",
+            tags=["a"],
+            run_group="g",
+            job_type="train",
+            sweep_id="s",
+            git={"commit": "c0ffee", "remote_url": "https://example.com/r.git"},
+            config={"update": [{"key": "lr", "value_json": "0.1"}, {"key": "_wandb", "value_json": "{}"}]},
+            telemetry={"cli_version": "0.31.0", "python_version": "3.11.7", "feature": {"offline": True}},
+        ),
+        record(
+            environment={
+                "os": "Linux",
+                "program": "train.py",
+                "cpu_count": 2,
+                "disk": {"/": {"total": 2**40}},
+            }
+        ),
+        row(0, x=1),
+    )
+
+    (start,) = of_kind(found, "start")
+    expected = {
+        "name": "a name",
+        "notes": "notes",
+        "tags": ["a"],
+        "group": "g",
+        "job_type": "train",
+        "sweep_id": "s",
+    }
+    assert {key: start[key] for key in expected} == expected
+    assert start["config"] == {"lr": 0.1}
+    assert start["git"] == {"commit": "c0ffee", "remote": "https://example.com/r.git"}
+    assert start["program"] == "train.py"
+    assert start["machine"] == {
+        "os": "Linux",
+        "program": "train.py",
+        "cpu_count": 2,
+        "disk": {"/": {"total": str(2**40)}},
+    }
+    assert start["mode"] == "offline"
+    assert start["wandb"]["t"]["5"] == start["wandb"]["t"]["12"] == "0.31.0"
+    # `offline` is feature 4 of W&B's telemetry.
+    assert start["wandb"]["t"]["3"] == [4]
+    assert isinstance(found[0], Event)
+    assert found[0].kind == "start"
+
+
+def test_whose_file_it_is_is_known_from_its_beginning():
+    translator = Translator()
+    translated(run_record(entity="e"), is_over=False, translator=translator)
+
+    assert translator.run == RunFacts("r", "p", "e", "h")
+    assert translator.began_us == BEGAN_S * 1_000_000
+
+
+def test_without_a_record_of_the_machine_what_is_known_from_elsewhere_counts():
+    translator = Translator(metadata={"program": "old.py", "writerId": "w"})
+
+    (start,) = of_kind(translated(run_record(), translator=translator), "start")
+
+    assert start["machine"] == {"program": "old.py"}
+
+
+def test_a_run_that_says_itself_again_has_new_facts():
+    found = translated(run_record(), row(0, x=1), run_record(display_name="renamed", tags=["b"]))
+
+    assert of_kind(found, "facts") == [{"name": "renamed", "tags": ["b"]}]
+
+
+def test_telemetry_and_config_that_come_later_are_told_later():
+    found = translated(
+        run_record(config={"update": [{"key": "nested", "value_json": '{"a": 1}'}]}),
+        row(0, x=1),
+        record(telemetry={"cli_version": "0.31.0", "feature": {"finish": True}}),
+        record(config={"update": [{"nested_key": ["nested", "b"], "value_json": "2"}]}),
+        record(config={"update": [{"nested_key": ["_wandb", "visualize", "c"], "value_json": "{}"}]}),
+    )
+
+    assert of_kind(found, "config") == [{"nested": {"a": 1, "b": 2}}]
+    assert [sorted(facts["wandb"]) for facts in of_kind(found, "facts")] == [
+        ["cli_version", "t"],
+        ["cli_version", "t", "visualize"],
+    ]
+
+
+def test_definitions_are_ours_but_for_those_that_ours_imply():
+    found = translated(
+        run_record(),
+        record(metric={"name": "epoch"}),
+        record(metric={"name": "loss", "options": {"defined": True}, "summary": {"min": True, "last": True}}),
+        record(metric={"glob_name": "eval/*", "step_metric": "epoch", "options": {"step_sync": True}}),
+        record(metric={"name": "eval/a", "step_metric": "epoch", "expanded_from_glob": True}),
+        record(metric={"name": "acc", "options": {"defined": True, "hidden": True}, "goal": 2}),
+    )
+
+    assert of_kind(found, "define_metric") == [
+        {"name": "loss", "step_sync": False, "hidden": False, "summary": ["min", "last"]},
+        {"name": "eval/*", "step_metric": "epoch", "step_sync": True, "hidden": False},
+        {"name": "acc", "step_sync": False, "hidden": True, "goal": "maximize"},
+    ]
+
+
+# -- what was logged -------------------------------------------------------------------------------------------
+
+
+def test_a_row_is_as_it_was_closed():
+    (found,) = [
+        t
+        for t in translated(run_record(), row(7, 2.5, x=1.5))
+        if isinstance(t, Event) and t.kind == "metrics"
+    ]
+
+    assert found.data == {"x": 1.5, "_step": 7, "_timestamp": BEGAN_S + 2.5, "_runtime": 2.5}
+    assert (found.step, found.time_us) == (7, BEGAN_S * 1_000_000 + 2_500_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1),
+        ("1e300", 1e300),
+        ('"é\\n"', "é\n"),
+        ("null", None),
+        ('[1,{"a":2}]', [1, {"a": 2}]),
+        ("-Infinity", -math.inf),
+    ],
+)
+def test_a_value_is_what_its_text_says(text: str, value: Any):
+    payload = record(history={"item": [{"nested_key": ["v"], "value_json": text}], "step": {"num": 0}})
+
+    assert of_kind(translated(run_record(), payload), "metrics") == [{"v": value, "_step": 0}]
+
+
+def test_nan_costs_no_other_value():
+    payload = record(history={"item": [*items({"a": 1}), {"nested_key": ["n"], "value_json": "NaN"}]})
+
+    (found,) = of_kind(translated(run_record(), payload), "metrics")
+
+    assert found["a"] == 1
+    assert math.isnan(found["n"])
+
+
+def test_nested_keys_are_nested_and_those_of_old_sdks_are_keys():
+    nested = record(history={"item": items({"a/b": 1, "a/c": 2, "d": 3}), "step": {"num": 0}})
+    old = record(history={"item": [{"key": "a/b", "value_json": "1"}], "step": {"num": 4}})
+
+    assert of_kind(translated(run_record(), nested, old), "metrics") == [
+        {"a": {"b": 1, "c": 2}, "d": 3, "_step": 0},
+        {"a/b": 1, "_step": 4},
+    ]
+
+
+def test_a_value_that_is_no_json_becomes_a_text():
+    payload = record(
+        history={"item": [{"nested_key": ["v"], "value_json": '1,"_step":9'}], "step": {"num": 2}}
+    )
+
+    assert of_kind(translated(run_record(), payload), "metrics") == [{"v": '1,"_step":9', "_step": 2}]
+
+
+def test_the_summary_is_said_at_most_once_a_second_of_the_files_own_clock():
+    rows = [payload for i in range(30) for payload in (summary(x=i), row(i, at_s=i / 10, x=i))]
+
+    found = of_kind(translated(run_record(), *rows, is_over=False), "summary")
+
+    assert len(found) == 2
+    assert found[-1]["set"][0] == [["x"], 20]
+
+
+def test_the_end_says_the_summary_that_is_left():
+    found = of_kind(translated(run_record(), summary(x=1), row(0, x=1), summary(y=2)), "summary")
+
+    assert [said for one in found for said in one["set"]] == [[["x"], 1], [["y"], 2]]
+
+
+def test_what_is_removed_is_removed_after_what_was_said_before():
+    removal = record(summary={"update": items({"b": 2}), "remove": [{"key": "a"}]})
+
+    found = of_kind(translated(run_record(), summary(a=1), removal, summary(c=3)), "summary")
+
+    assert found == [{"set": [[["a"], 1], [["b"], 2]]}, {"delete": [["a"]]}, {"set": [[["c"], 3]]}]
+
+
+def test_a_summary_that_repeats_its_row_is_the_row_and_any_other_is_itself():
+    repeated = record(
+        summary={"update": items({"x": 1, "_step": 0, "_timestamp": BEGAN_S + 1.0, "_runtime": 1.0})}
+    )
+    other = record(summary={"update": items({"x": {"max": 5}})})
+
+    found = of_kind(translated(run_record(), repeated, row(0, x=1), other, row(1, x=2)), "summary")
+
+    assert {path[0]: value for one in found for path, value in one["set"]}["x"] == {"max": 5}
+
+
+def test_a_value_and_what_it_lies_in_keep_their_order():
+    nested = record(summary={"update": items({"a/b": 1})})
+
+    found = of_kind(translated(run_record(), nested, summary(a=2), nested), "summary")
+
+    assert [said for one in found for said in one["set"]] == [[["a"], 2], [["a", "b"], 1]]
+
+
+def test_a_sample_keeps_its_times_to_the_last_bit():
+    taken = {"seconds": BEGAN_S + 35, "nanos": 411_158_145}
+    found = translated(
+        run_record(), record(stats={"timestamp": taken, "item": [{"key": "cpu", "value_json": "1.5"}]})
+    )
+
+    assert of_kind(found, "system") == [
+        {"cpu": 1.5, "_timestamp": BEGAN_S + 35 + 411_158_145 / 1e9, "_runtime": 35 + 411_158_145 / 1e9}
+    ]
+
+
+def test_console_and_alerts_are_ours():
+    found = translated(
+        run_record(),
+        record(
+            output_raw={
+                "output_type": "STDOUT",
+                "timestamp": {"seconds": BEGAN_S, "nanos": 1000},
+                "line": "a\r",
+            }
+        ),
+        record(output_raw={"output_type": "STDERR", "timestamp": {"seconds": BEGAN_S}, "line": "b"}),
+        record(alert={"title": "t", "text": "x", "level": "WARN", "wait_duration": 1500}),
+    )
+
+    assert of_kind(found, "console") == [
+        {"source": "stdout", "text": "a\r"},
+        {"source": "stderr", "text": "b"},
+    ]
+    assert of_kind(found, "alert") == [{"title": "t", "text": "x", "level": "WARN", "wait_s": 1.5}]
+    assert {thing.stream for thing in found if isinstance(thing, Event) and thing.kind == "console"} == {
+        "console"
+    }
+
+
+def test_the_exit_is_said_when_the_file_is_over_whatever_stands_behind_it():
+    before = translated(run_record(), EXIT, summary(x=1), row(0, x=1), is_over=False)
+    after = translated(run_record(), EXIT, summary(x=1), row(0, x=1))
+
+    assert of_kind(before, "exit") == []
+    assert isinstance(after[-1], Event)
+    assert (after[-1].kind, after[-1].data) == ("exit", {"exitcode": 3})
+
+
+def test_files_and_artifacts_are_named_for_others_to_look_for():
+    found = translated(
+        run_record(),
+        record(files={"files": [{"path": "a.txt", "policy": "END"}, {"path": "media/b.png"}]}),
+        record(
+            artifact={
+                "name": "n",
+                "type": "t",
+                "digest": "d",
+                "metadata": '{"e": 1}',
+                "aliases": ["latest"],
+                "client_id": "c",
+                "sequence_client_id": "s",
+                "manifest": {"contents": [{"path": "p", "digest": "x", "size": 3, "local_path": "/l"}]},
+            }
+        ),
+    )
+
+    files = [(thing.path, thing.policy) for thing in found if isinstance(thing, File)]
+    assert files == [("a.txt", "end"), ("media/b.png", "now")]
+    (artifact,) = [thing for thing in found if isinstance(thing, Artifact)]
+    assert artifact.data["metadata"] == {"e": 1}
+    assert artifact.entries == [{"path": "p", "digest": "x", "ref": "", "size": 3, "local_path": "/l"}]
+
+
+def test_what_was_lost_is_a_gap_of_known_size():
+    translator = Translator()
+    list(translator.feed(record(num=1, run={"run_id": "r"})))
+    list(translator.feed(record(num=2, exit={})))
+    translator.note_damage("the checksum is wrong")
+
+    found = translated(record(num=6, history={"step": {"num": 0}}), translator=translator)
+
+    assert of_kind(found, "gap") == [{"dropped": 3, "reason": "the checksum is wrong"}]
+
+
+def test_what_is_not_understood_is_counted_and_costs_nothing_else():
+    translator = Translator()
+    found = translated(
+        run_record(), record(tbrecord={"log_dir": "x"}), b"\xff\xff", row(0, x=1), translator=translator
+    )
+
+    assert sum(translator.not_understood.values()) == 2
+    assert translator.not_understood["tbrecord"] == 1
+    assert len(of_kind(found, "metrics")) == 1
+
+
+# -- always ----------------------------------------------------------------------------------------------------
+
+some = st.sampled_from(
+    [
+        run_record(),
+        row(0, x=1),
+        row(1, 1.9, x=2, y=3),
+        summary(x=1),
+        summary(x=1, y=2),
+        EXIT,
+        record(telemetry={"cli_version": "0.31.0"}),
+        record(files={"files": [{"path": "a"}]}),
+        b"\xff",
+        record(summary={"update": items({"x/y": 1}), "remove": [{"key": "x"}]}),
+    ]
+)
+
+
+@given(payloads=st.lists(some, max_size=25), data=st.data())
+def test_a_file_that_has_grown_gives_the_same_and_more(payloads: list[bytes], data: st.DataObject):
+    grown = data.draw(st.integers(0, len(payloads)))
+
+    before = translated(*payloads[:grown], is_over=False)
+    after = translated(*payloads, is_over=False)
+
+    assert after[: len(before)] == before
+
+
+@given(payloads=st.lists(st.binary(max_size=60), max_size=20))
+def test_no_bytes_raise(payloads: list[bytes]):
+    for thing in translated(run_record(), *payloads):
+        assert isinstance(thing, Event | File | Artifact)
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.wandb")), ids=lambda path: path.stem)
+def test_files_of_other_versions_are_understood_whole(path: Path):
+    translator, deframer = Translator(), Deframer()
+    fold, lines = Fold(Bases()), []
+    payloads = [found.data for found in deframer.feed(path.read_bytes()) if not isinstance(found, Damage)]
+    rows = []
+    for payload in payloads:
+        message = messages().Record.FromString(payload)
+        if message.WhichOneof("record_type") == "history":
+            told = {tuple(i.nested_key) or (i.key,): json.loads(i.value_json) for i in message.history.item}
+            rows.append({key[0]: value for key, value in told.items() if len(key) == 1})
+    events = [thing for thing in translated(*payloads, translator=translator) if isinstance(thing, Event)]
+    for seq, event in enumerate(event for event in events if event.stream == "events"):
+        lines += fold.feed(
+            Record(seq, event.time_us, event.kind, event.data, event.step, event.kind == "metrics")
+        )
+
+    sent = [json.loads(line.text) for line in lines if line.file == HISTORY]
+    assert translator.not_understood == {}
+    assert translator.has_ended
+    assert len(sent) == len(rows) == translator.rows > 0
+    for line, logged in zip(sent, rows, strict=True):
+        assert {key: line[key] for key in logged} == logged
+    # The last row is what the summary shows, but for what was set otherwise.
+    assert fold.summary()["_step"] == sent[-1]["_step"]
+    assert len([line for line in lines if line.file == EVENTS]) == len(of_kind(list(events), "system"))
