@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from eventlog.cursor import cursors
 from eventlog.errors import NotARun
 from eventlog.piece import RunIdentity, closed, lock_text, this_boot_id, this_host
-from eventlog.reader import find_runs
+from eventlog.reader import backwards, find_runs
 from eventlog.record import LINE_MAX_BYTES, BadLine, unframe
 from eventlog.segment import STREAMS, Header, Segment, UnknownFormat, is_writer_name, primary_number
 
@@ -236,21 +235,8 @@ def _end_of_known_format(file: str) -> End:
 
 
 def _end(fd: int) -> End:
-    size = os.fstat(fd).st_size
-    want = _TAIL_BYTES
-    while True:
-        begin = max(0, size - want)
-        # What follows the last newline was never committed.
-        lines = os.pread(fd, size - begin, begin).split(b"\n")[:-1]
-        # The first may be the end of a longer line: only a read from the start of the file has it whole.
-        for line in reversed(lines if begin == 0 else lines[1:]):
-            with suppress(BadLine):
-                content = unframe(line)
-                if "seq" in content:
-                    return End(content["seq"], content.get("kind"))
-        if begin == 0 or want > 2 * LINE_MAX_BYTES:
-            return End()
-        want *= 8
+    last = next(backwards(fd), None)
+    return End() if last is None else End(last.seq, last.kind)
 
 
 def _heard_us(piece_dir: Path) -> int | None:

@@ -1,4 +1,5 @@
-"""What holds for all tests: no deadline where the machine is shared, and no state of the user's own."""
+"""What holds for all tests: no deadline where the machine is shared, and no state of the user's own,
+and no record that nobody asked for."""
 
 from __future__ import annotations
 
@@ -11,6 +12,12 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machine")
 
+# What a run records without being asked; a test that wants it takes these out of its environment.
+NOTHING_UNASKED = {
+    "WANDB_CONSOLE": "off",
+    "WANDB_X_DISABLE_STATS": "true",
+    "WANDB_X_SAVE_REQUIREMENTS": "false",
+}
 _OURS = ("WANDB_", "EVENTLOG_", "TIDELOG_", "RUN_ID", "RANK", "WORLD_SIZE", "SLURM_")
 
 
@@ -25,3 +32,5 @@ def _nothing_of_the_users(tmp_path_factory: pytest.TempPathFactory, monkeypatch:
     home: Path = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("TIDELOG_STATE_DIR", str(home / "state"))
+    for name, value in NOTHING_UNASKED.items():
+        monkeypatch.setenv(name, value)

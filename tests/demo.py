@@ -236,6 +236,7 @@ def show(stage: Stage) -> None:
     curve(stage)
     for title, command in [
         ("What syncd says", ["syncd", "status"]),
+        ("W&B's copy, read back and compared", ["syncd", "verify", f"{PROJECT}/{RUN_ID}"]),
         *((title, ["analysis", "sql", query]) for title, query in QUESTIONS),
     ]:
         console.rule(title, align="left")

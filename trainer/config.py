@@ -48,6 +48,8 @@ class Settings:
     eval_interval: int = 10  # rollout batches
     checkpoint_interval: int = 5  # rollout batches
     threads: int = 0  # of torch; 0: its own default, one for each core
+    trajectory_table: str = "sample"  # what W&B gets of each rollout batch: off, sample or all
+    trajectory_table_rows: int = 10  # of a sample: the newest
 
     def __post_init__(self) -> None:
         least: dict[str, float] = {
@@ -70,8 +72,13 @@ class Settings:
             "eval_interval": 1,
             "checkpoint_interval": 1,
             "threads": 0,
+            "trajectory_table_rows": 1,
         }
         require_at_least(self, least)
+        if self.trajectory_table not in ("off", "sample", "all"):
+            raise SettingsError(
+                f"setting 'trajectory_table' is {self.trajectory_table!r}; it is off, sample or all."
+            )
 
     @property
     def trajectories_per_step(self) -> int:

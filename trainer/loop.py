@@ -37,7 +37,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from eventlog import Trajectory
+from eventlog import Table, Trajectory
 from trainer import checkpoint, collectors
 from trainer.algorithms import group_advantages, grpo_loss, k3
 from trainer.batch import Batch, make_batch, shards
@@ -151,7 +151,9 @@ def train(
         batch = make_batch(trajectories, state.chat.pad_id)
         reference_BT = _reference_logprobs(settings, state, batch)
         row |= _rollout_row(state, trajectories, batch, reference_BT)
-        _update(run, settings, state, batch, reference_BT, row)
+        _update(
+            run, settings, state, batch, reference_BT, {**row, **trajectory_table(settings, trajectories)}
+        )
         engine.sync(state.model)
         say(_step_line(state, settings, row, time.perf_counter() - started_s))
         _save_if_due(state, settings, checkpoints, say)
@@ -161,6 +163,18 @@ def train(
     row = {"global_step": step, **_mark(state, step), **at_end, **collectors.final_metrics(state.totals)}
     run.log(row, step=step)
     return at_end["eval/reward"]
+
+
+def trajectory_table(settings: Settings, trajectories: Sequence[Trajectory]) -> dict[str, Table]:
+    """Return what W&B shows of a rollout batch's trajectories; all of them are in the log, whatever is shown there."""
+    if settings.trajectory_table == "off":
+        return {}
+    newest = None if settings.trajectory_table == "all" else -settings.trajectory_table_rows
+    table = Table(columns=["id", "group", "reward", "advantage", "transcript"])
+    for trajectory in trajectories[slice(newest, None)]:
+        transcript = "\n".join(f"{turn.role}: {turn.content}" for turn in trajectory.turns)
+        table.add_data(trajectory.id, trajectory.group, trajectory.reward, trajectory.advantage, transcript)
+    return {"trajectories": table}
 
 
 def _rollout(
@@ -185,7 +199,7 @@ def _rollout(
 
 
 def _update(
-    run: Run, settings: Settings, state: State, batch: Batch, reference_BT: Tensor, opening: Metrics
+    run: Run, settings: Settings, state: State, batch: Batch, reference_BT: Tensor, opening: Mapping[str, Any]
 ) -> None:
     """Learn from one rollout batch, and log a row after each optimiser step, the first with what opens it."""
     step = state.totals.batches * settings.updates_per_step

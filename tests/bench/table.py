@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.wandb_runs import wandb_runs_cost
 from tests.wandb_server.server import API_KEY
 
 REPOSITORY = Path(__file__).parents[2]
@@ -32,6 +33,7 @@ def main() -> None:
         log_cost(table, directory)
         import_cost(table)
         sync_cost(table, Path(directory))
+        wandb_runs_cost(table)
     console.print(table)
 
 

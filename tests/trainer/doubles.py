@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from eventlog import ToolCall, Turn
+from eventlog import Table, ToolCall, Turn
 from trainer.chat import Chat
 from trainer.tasks import Grade
 from trainer.tasks.calculator import CalculatorTask, chain
@@ -63,7 +63,8 @@ class RecordingRun:
     trajectories: list = field(default_factory=list)  # (step, trajectory)
 
     def log(self, data, *, step=None):
-        self.rows.append((step, dict(data)))
+        # Tables have no equality; their rows have.
+        self.rows.append((step, {k: v.data if isinstance(v, Table) else v for k, v in data.items()}))
 
     def log_trajectory(self, trajectory, *, step=None):
         self.trajectories.append((step, trajectory))

@@ -71,6 +71,18 @@ def test_every_step_is_one_row_that_holds_its_global_step(chat, tmp_path):
     assert all(row["global_step"] == step for step, row in run.rows)
 
 
+@pytest.mark.parametrize(("how", "rows"), [("off", None), ("sample", 3), ("all", None)])
+def test_a_row_shows_the_newest_trajectories_of_its_rollout_batch(chat, tmp_path, how, rows):
+    settings = replace(SETTINGS, trajectory_table=how, trajectory_table_rows=rows or 1)
+
+    run, _ = trained(fresh_state(chat), tmp_path, settings)
+
+    first = dict(run.rows)[0]
+    logged = [trajectory.id for step, trajectory in run.trajectories if step == 0]
+    shown = [row[0] for row in first.get("trajectories", [])]
+    assert shown == {"off": [], "sample": logged[-3:], "all": logged}[how]
+
+
 def test_a_row_has_the_metrics_of_the_rollout_the_update_and_the_epoch(chat, tmp_path):
     run, _ = trained(fresh_state(chat), tmp_path)
 
@@ -78,7 +90,7 @@ def test_a_row_has_the_metrics_of_the_rollout_the_update_and_the_epoch(chat, tmp
     prefixes = {key.split("/")[0] for key in row}
     assert prefixes == {
         "global_step", "rollouts", "batch_returns", "training_step", "training_epoch", "training", "system",
-        "checkpoint", "warmup",
+        "checkpoint", "warmup", "trajectories",
     }  # fmt: skip
     assert row["rollouts/total_rollouts"] == 32
     assert row["rollouts/batch_step"] == 1
