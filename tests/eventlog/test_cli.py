@@ -289,6 +289,8 @@ def test_ctrl_c_ends_following_without_a_traceback(tmp_path: Path):
         cwd=PROJECT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # What a shell starts in the background ignores it, and so would all that it starts in turn.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert following.stdout is not None
     following.stdout.readline()
