@@ -28,6 +28,7 @@ import orjson
 
 from analysis.catalog import Catalog, RunRow, committed_seqs, damaged_lines, look
 from eventlog.record import LINE_MAX_BYTES
+from eventlog.segment import STREAMS
 
 __all__ = ["connect", "refresh"]
 
@@ -39,13 +40,44 @@ _TRAJECTORY = """STRUCT(id VARCHAR, "group" VARCHAR, reward DOUBLE, advantage DO
         tool_calls STRUCT(id VARCHAR, name VARCHAR, arguments JSON, result VARCHAR, error VARCHAR, duration_s DOUBLE)[])[],
     token_ids BIGINT[], metrics JSON, prompt_tokens BIGINT, completion_tokens BIGINT,
     started_us BIGINT, duration_s DOUBLE, exception VARCHAR, info JSON)"""
-# The views that read files: name, stream, and the type that `data` is read as.
+# The views that read files: name, stream, and the type that `data` is read as; of a sealed stream there is one.
 _SOURCES = (
-    ("events", "events", "JSON"),
-    ("console", "console", "JSON"),
-    ("trajectories", "trajectories", _TRAJECTORY),
-    ("trajectories_as_json", "trajectories", "JSON"),
+    ("live_events", "events", "JSON"),
+    ("live_console", "console", "JSON"),
+    ("live_trajectories", "trajectories", _TRAJECTORY),
+    ("live_trajectories_as_json", "trajectories", "JSON"),
 )
+# Where a sealed column says it in other words than a record does.
+_AS_LIVE = {"commit": "nullif(commit, false) AS commit", "as_text": "internal.marks(as_text) AS as_text"}
+# The columns of sealed segments, as eventlog/FORMAT.md has them.
+_RECORD = {"seq": "BIGINT", "time": "BIGINT", "kind": "VARCHAR", "step": "BIGINT", "commit": "BOOLEAN"}
+_CELL = {"nth": "INTEGER", "key": "VARCHAR", "value": "DOUBLE", "int": "BIGINT", "text": "VARCHAR"}
+_REST = {"json": "VARCHAR", "as_text": "VARCHAR"}
+_SEALED_TURNS = """STRUCT(role VARCHAR, content VARCHAR,
+    tool_calls STRUCT(id VARCHAR, name VARCHAR, arguments VARCHAR, result VARCHAR, error VARCHAR, duration_s DOUBLE)[],
+    tool_call_id VARCHAR, duration_s DOUBLE)[]"""
+_SEALED_TRAJECTORY = {
+    "id": "VARCHAR",
+    '"group"': "VARCHAR",
+    "reward": "DOUBLE",
+    "advantage": "DOUBLE",
+    "turns": _SEALED_TURNS,
+    "metrics": "VARCHAR",
+    "prompt_tokens": "BIGINT",
+    "completion_tokens": "BIGINT",
+    "started_us": "BIGINT",
+    "duration_s": "DOUBLE",
+    "exception": "VARCHAR",
+    "info": "VARCHAR",
+    "token_ids": "BIGINT[]",
+    "mask": "TINYINT[]",
+    "logprobs": "DOUBLE[]",
+}
+_SEALED = {
+    "events": {**_RECORD, **_CELL, **_REST},
+    "console": {**_RECORD, **_CELL, **_REST},
+    "trajectories": {**_RECORD, **_SEALED_TRAJECTORY, **_REST},
+}
 _LINE = (
     "crc: 'VARCHAR', seq: 'BIGINT', time: 'BIGINT', kind: 'VARCHAR', step: 'BIGINT', commit: 'BOOLEAN', "
     "as_text: 'VARCHAR[][]'"
@@ -54,8 +86,8 @@ _LINE = (
 # a column once per name and opens no other file: the curve of one run out of 10,000 reads that run.
 _SOURCE = r"""
 CREATE OR REPLACE VIEW internal.{view} AS
-SELECT run_dir, writer, number, number * 1000000000000 + seq AS place, seq, internal.moment(time) AS time, kind, step, commit,
-    as_text, data
+SELECT run_dir, writer, number, number * 1000000000000 + seq AS place, internal.moment(time) AS time,
+    {columns}
 FROM (
     SELECT * EXCLUDE (file, first, last), try_cast(regexp_extract(writer, '^main-(\d+)$', 1) AS INTEGER) AS number
     FROM (
@@ -64,9 +96,10 @@ FROM (
         FROM {lines}
     )
     JOIN (SELECT file, first, last FROM internal.spans) ON file = filename
-    WHERE seq BETWEEN first AND last AND crc IS NOT NULL {undamaged}
+    WHERE seq BETWEEN first AND last {undamaged}
 )
 """
+_LIVE_COLUMNS = "seq, kind, step, commit, as_text, data"
 
 
 def connect(root: Path | str | None = None, *, verify: bool = False) -> duckdb.DuckDBPyConnection:
@@ -79,11 +112,12 @@ def connect(root: Path | str | None = None, *, verify: bool = False) -> duckdb.D
     con.execute(f"SET threads = {min(_THREADS_MAX, os.cpu_count() or 1)}")
     con.create_function("committed_seqs", committed_seqs, ["VARCHAR[]"], "BIGINT[]", side_effects=True)
     _run_script(con, "tables.sql")
+    con.execute(f"CREATE MACRO internal.trajectory_of(json) AS TRY_CAST(json::JSON AS {_TRAJECTORY})")
     con.execute("INSERT INTO internal.root VALUES (?, ?)", [str(root), verify])
     # Defined over nothing first: DuckDB looks for every file each time that a view over it is defined.
     _define_sources(con, Catalog(), is_damaged=False)
     _run_script(con, "views.sql")
-    _load(con, look(root), verify)
+    _load(con, look(root, verify), verify)
     return con
 
 
@@ -94,7 +128,7 @@ def refresh(con: duckdb.DuckDBPyConnection) -> None:
     root, verify = found
     con.begin()
     try:
-        _load(con, look(Path(root)), verify)
+        _load(con, look(Path(root), verify), verify)
     except BaseException:
         con.rollback()
         raise
@@ -106,7 +140,8 @@ def _load(con: duckdb.DuckDBPyConnection, catalog: Catalog, verify: bool) -> Non
         warnings.warn(notice, stacklevel=3)
     damaged: list[dict[str, str]] = []
     if verify:
-        damaged = [{"file": s.file, "crc": crc} for s in catalog.segments for crc in damaged_lines(s.file)]
+        lines = [file for stream in STREAMS for file in catalog.files(stream, sealed=False)]
+        damaged = [{"file": file, "crc": crc} for file in lines for crc in damaged_lines(file)]
     for table, rows in (
         ("runs", catalog.runs),
         ("pieces", catalog.pieces),
@@ -124,14 +159,22 @@ def _define_sources(con: duckdb.DuckDBPyConnection, catalog: Catalog, is_damaged
         con.execute(
             f"CREATE OR REPLACE MACRO internal.{name}_of(run_dir) AS {_raw_name(name, part, catalog.runs)}"
         )
+    damaged = "AND (filename, crc) NOT IN (SELECT (file, crc) FROM internal.damaged)" if is_damaged else ""
     for view, stream, data_type in _SOURCES:
+        lines = _lines(catalog.files(stream, sealed=False), data_type)
         con.execute(
             _SOURCE.format(
-                view=view,
-                lines=_lines(catalog.files(stream), data_type),
-                undamaged="AND (filename, crc) NOT IN (SELECT (file, crc) FROM internal.damaged)"
-                if is_damaged
-                else "",
+                view=view, lines=lines, columns=_LIVE_COLUMNS, undamaged=f"AND crc IS NOT NULL {damaged}"
+            )
+        )
+    for stream, types in _SEALED.items():
+        columns = [_AS_LIVE.get(name, name) for name in types if name != "time"]
+        con.execute(
+            _SOURCE.format(
+                view=f"sealed_{stream}",
+                lines=_columns(catalog.files(stream, sealed=True), types),
+                columns=", ".join(columns),
+                undamaged="",
             )
         )
 
@@ -154,21 +197,30 @@ def _lines(files: list[str], data_type: str) -> str:
     # Never detected, and no row is worth an error: one strange value must not cost the others their query.
     columns = f"{{{_LINE}, data: {_text(data_type)}}}"
     if not files:
-        # DuckDB refuses to read no file at all.
-        typed = ", ".join(
-            f"NULL::{name_and_type}" for name_and_type in ("VARCHAR AS filename", *_types(data_type))
+        return _nothing(
+            dict(pair.split(": ") for pair in _LINE.replace("'", "").split(", ")) | {"data": data_type}
         )
-        return f"(SELECT {typed} WHERE false)"
-    listed = ", ".join(_text(file) for file in files)
     return (
-        f"read_json([{listed}], columns = {columns}, format = 'newline_delimited', compression = 'none', "
+        f"read_json({_list(files)}, columns = {columns}, format = 'newline_delimited', compression = 'none', "
         f"ignore_errors = true, hive_partitioning = false, filename = true, maximum_object_size = {LINE_MAX_BYTES})"
     )
 
 
-def _types(data_type: str) -> list[str]:
-    pairs = (pair.split(": ") for pair in _LINE.split(", "))
-    return [f"{kind[1:-1]} AS {name}" for name, kind in pairs] + [f"{data_type} AS data"]
+def _columns(files: list[str], types: dict[str, str]) -> str:
+    """Return the SQL for the rows of these sealed segments."""
+    if not files:
+        return _nothing(types)
+    return f"read_parquet({_list(files)}, hive_partitioning = false, filename = true)"
+
+
+def _nothing(types: dict[str, str]) -> str:
+    # DuckDB refuses to read no file at all.
+    typed = ", ".join(f"NULL::{kind} AS {name}" for name, kind in {"filename": "VARCHAR", **types}.items())
+    return f"(SELECT {typed} WHERE false)"
+
+
+def _list(files: list[str]) -> str:
+    return f"[{', '.join(_text(file) for file in files)}]"
 
 
 def _raw_name(attribute: str, part: int, runs: list[RunRow]) -> str:

@@ -6,6 +6,7 @@ Invariants
 ----------
 * A record counts if its line is committed, and in one segment only: the first that holds its seq.  So torn tails, also
   those that happen to be whole JSON, and records that were written twice are out, whatever file comes after them.
+* Of what is there sealed and as it was written, the sealed counts, unless it is plainly broken.
 * Whether a piece is closed is asked before its end is read: what is said to be the end stays the end.
 * Anything that FORMAT.md does not name is left alone; nothing is ever written.
 
@@ -16,22 +17,34 @@ the middle is not seen here, unless `damaged_lines` is asked.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from eventlog.cursor import cursors
 from eventlog.errors import NotARun
+from eventlog.parquet import Brief, Unreadable, is_intact
 from eventlog.piece import RunIdentity, closed, lock_text, this_boot_id, this_host
 from eventlog.reader import backwards, find_runs
 from eventlog.record import LINE_MAX_BYTES, BadLine, unframe
-from eventlog.segment import STREAMS, Header, Segment, UnknownFormat, is_writer_name, primary_number
+from eventlog.segment import (
+    STREAMS,
+    Header,
+    Sealed,
+    UnknownFormat,
+    is_writer_name,
+    primary_number,
+    sealed_in,
+    segments_in,
+)
 
 # Nearly every last line is within this many bytes of the end; a longer one costs further reads.
 _TAIL_BYTES = 8 * 1024
 # A header has some 250 bytes.
 _HEADER_BYTES = 4 * 1024
 _READ_BYTES = 4 * 1024 * 1024
+_PARQUET = b"PAR1"
 NO_RECORD = -1
 
 
@@ -102,8 +115,8 @@ class Catalog:
     notices: list[str] = field(default_factory=list)
     """What was passed over, and why, in words."""
 
-    def files(self, stream: str) -> list[str]:
-        return [segment.file for segment in self.segments if segment.stream == stream]
+    def files(self, stream: str, *, sealed: bool) -> list[str]:
+        return [s.file for s in self.segments if s.stream == stream and s.file.endswith(".parquet") == sealed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +127,11 @@ class End:
     kind: str | None = None
 
 
-def look(root: Path) -> Catalog:
-    """Return what is below `root`; a root that is not there has nothing."""
+def look(root: Path, verify: bool = False) -> Catalog:
+    """Return what is below `root`; a root that is not there has nothing.
+
+    With `verify`, every byte of what is sealed is read, and what is not as it was counts for nothing.
+    """
     root = root.absolute()
     catalog = Catalog()
     for path in find_runs(root):
@@ -130,7 +146,7 @@ def look(root: Path) -> Catalog:
             continue
         run_dir = f"{path.parent.name}/{path.name}"
         catalog.runs.append(RunRow(run_dir, str(path), identity.project, identity.run_id, identity.entity))
-        _look_at_pieces(catalog, run_dir, path)
+        _look_at_pieces(catalog, run_dir, path, verify)
         catalog.cursors.extend(_cursor_rows(run_dir, path))
     return catalog
 
@@ -188,31 +204,82 @@ def damaged_lines(file: str) -> Iterator[str]:
                     yield line[8:16].decode("latin-1")
 
 
-def _look_at_pieces(catalog: Catalog, run_dir: str, path: Path) -> None:
+def _look_at_pieces(catalog: Catalog, run_dir: str, path: Path, verify: bool) -> None:
     names = [name for name in _directories(path) if is_writer_name(name)]
     for name in names:
         is_closed = closed(path, name)
         files = _files(path / name)
         for stream in STREAMS:
-            ends: list[tuple[str, int]] = []
-            last_kind = None
-            for segment in sorted(s for s in files if s.stream == stream):
-                file = str(path / name / segment.name)
-                try:
-                    end = _end_of_known_format(file)
-                except UnknownFormat as error:
-                    catalog.notices.append(f"{file!r} is left out: {error}")
-                    continue
-                ends.append((file, end.seq))
-                last_kind = end.kind or last_kind
+            ends, last_kind = _ends(catalog, path / name, files, stream, verify)
             # Events come first in STREAMS: nothing is written to any stream after an `exit`.
-            is_closed = is_closed or last_kind == "exit"
+            is_closed = is_closed or last_kind() == "exit"
             catalog.segments += [
                 SegmentRow(file, run_dir, name, stream, first, last)
                 for file, first, last in counted(ends, is_closed)
             ]
         heard_us = None if is_closed else _heard_us(path / name)
         catalog.pieces.append(PieceRow(run_dir, name, primary_number(name), is_closed, heard_us))
+
+
+def _ends(
+    catalog: Catalog, piece_dir: Path, names: list[str], stream: str, verify: bool
+) -> tuple[list[tuple[str, int]], Callable[[], str | None]]:
+    """Return (file, last committed seq) of the stream's files, and what tells the kind of the last record of all."""
+    sealed = [each for each in sealed_in(names, stream) if _counts(catalog, piece_dir, each, verify)]
+    found: list[tuple[int, int, str, int]] = [
+        (each.first_seq, -1, str(piece_dir / each.name), each.next_seq - 1) for each in sealed
+    ]
+    kinds: dict[int, str | None] = {}
+    segments = segments_in(names, stream)
+    for at, segment in enumerate(segments):
+        # Where the next one begins, at the latest; of the last, its end is to be seen.
+        next_seq = segments[at + 1].first_seq if at + 1 < len(segments) else None
+        holders = [each for each in sealed if each.first_seq <= segment.first_seq < each.next_seq]
+        if next_seq is not None and any(next_seq <= each.next_seq for each in holders):
+            continue
+        file = str(piece_dir / segment.name)
+        try:
+            end = _end_of_known_format(file)
+        except UnknownFormat as error:
+            catalog.notices.append(f"{file!r} is left out: {error}")
+            continue
+        if next_seq is None and any(end.seq < each.next_seq for each in holders):
+            continue
+        found.append((segment.first_seq, segment.attempt, file, end.seq))
+        kinds[end.seq] = end.kind
+    found.sort()
+
+    def last_kind() -> str | None:
+        last = max((end for *_, end in found), default=NO_RECORD)
+        if last in kinds:
+            return kinds[last]
+        for each in sealed:
+            if each.next_seq - 1 == last:
+                with suppress(Unreadable):
+                    return Brief.load(piece_dir, each).last.kind
+        return None
+
+    return [(file, end) for *_, file, end in found], last_kind
+
+
+def _counts(catalog: Catalog, piece_dir: Path, sealed: Sealed, verify: bool) -> bool:
+    """Whether a sealed segment is whole, as far as a look at its end tells; with `verify`, each of its bytes."""
+    path = piece_dir / sealed.name
+    try:
+        if verify:
+            is_whole = is_intact(piece_dir, Brief.load(piece_dir, sealed))
+        else:
+            with open(path, "rb") as file:
+                is_whole = file.seek(0, os.SEEK_END) > 2 * len(_PARQUET) and (
+                    file.seek(-len(_PARQUET), os.SEEK_END) >= 0 and file.read() == _PARQUET
+                )
+    except (OSError, Unreadable):
+        is_whole = False
+    if not is_whole:
+        catalog.notices.append(
+            f"{str(path)!r} is damaged, and left out: what it was made of counts, if it is still there."
+        )
+    return is_whole
 
 
 def _end_of_known_format(file: str) -> End:
@@ -276,10 +343,9 @@ def _directories(parent: Path) -> list[str]:
         return []
 
 
-def _files(piece_dir: Path) -> list[Segment]:
+def _files(piece_dir: Path) -> list[str]:
     try:
         with os.scandir(piece_dir) as entries:
-            names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+            return [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
     except OSError:
         return []
-    return [segment for name in names if (segment := Segment.parse(name)) is not None]

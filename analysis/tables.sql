@@ -89,3 +89,6 @@ CREATE MACRO internal.text_of(value, mark) AS
     WHEN '"' THEN CASE WHEN mark = 'float' THEN NULL ELSE value ->> '$' END
     WHEN '[' THEN value::VARCHAR WHEN '{' THEN value::VARCHAR WHEN 't' THEN value::VARCHAR WHEN 'f' THEN value::VARCHAR
     ELSE CASE WHEN internal.is_whole(value) AND TRY_CAST(value::VARCHAR AS BIGINT) IS NULL THEN value::VARCHAR END END;
+
+-- The marks of a value in a sealed segment, where they are JSON.
+CREATE MACRO internal.marks(as_text) AS CASE WHEN as_text IS NOT NULL THEN TRY_CAST(as_text::JSON AS VARCHAR[][]) END;

@@ -9,17 +9,62 @@
 -- A filter on project, run_id, writer or rank decides which files are opened at all.
 
 
+-- Records as their writers wrote them, and those that are sealed: there, metrics are rows of their own, one for each value,
+-- and `data` is NULL.
+CREATE VIEW internal.events AS
+SELECT run_dir, writer, number, place, seq, time, kind, step, commit, as_text, data FROM internal.live_events
+UNION ALL
+SELECT run_dir, writer, number, place, seq, time, kind, step, commit, as_text, json::JSON FROM internal.sealed_events
+WHERE nth = 0;
+
+-- A value of a sealed record as the JSON that it was.
+CREATE MACRO internal.json_of(value, int, text, json) AS coalesce(json,
+    CASE WHEN value IS NOT NULL THEN CASE WHEN isfinite(value) THEN to_json(value)::VARCHAR
+        ELSE CASE WHEN isnan(value) THEN '"NaN"' WHEN value > 0 THEN '"Infinity"' ELSE '"-Infinity"' END END
+    WHEN int IS NOT NULL THEN int::VARCHAR ELSE to_json(text)::VARCHAR END);
+
+CREATE VIEW internal.sealed_data AS
+SELECT run_dir, writer, place,
+    ('{' || string_agg(to_json(key)::VARCHAR || ':' || internal.json_of(value, int, text, json), ',' ORDER BY nth) || '}')::JSON
+        AS data,
+    nullif(flatten(list(coalesce(as_text, CASE WHEN isfinite(value) IS FALSE THEN [['float', key]] END) ORDER BY nth)), [])
+        AS as_text
+FROM internal.sealed_events WHERE key IS NOT NULL
+GROUP BY run_dir, writer, place;
+
 -- Every record of every stream, its data as JSON. `as_text` says what in it is stored as text (FORMAT.md, "Values").
 CREATE VIEW records AS
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
-    internal.rank_of(writer) AS rank, 'events' AS stream, seq, time, kind, step, commit, as_text, data FROM internal.events
+    internal.rank_of(writer) AS rank, 'events' AS stream, seq, time, kind, step, commit, as_text, data FROM internal.live_events
+UNION ALL
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
+    internal.rank_of(writer) AS rank, 'events', seq, time, kind, step, commit, coalesce(d.as_text, e.as_text),
+    coalesce(d.data, e.json::JSON)
+FROM internal.sealed_events e LEFT JOIN internal.sealed_data d USING (run_dir, writer, place)
+WHERE nth = 0
 UNION ALL
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, 'trajectories', seq, time, kind, step, commit, as_text, data
-FROM internal.trajectories_as_json
+FROM internal.live_trajectories_as_json
 UNION ALL
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
-    internal.rank_of(writer) AS rank, 'console', seq, time, kind, step, commit, as_text, data FROM internal.console;
+    internal.rank_of(writer) AS rank, 'trajectories', seq, time, kind, step, commit, as_text,
+    coalesce(json::JSON, to_json({id: id, "group": "group", reward: reward, advantage: advantage,
+        turns: list_transform(turns, lambda turn: {role: turn.role, content: turn.content, tool_calls: list_transform(
+            turn.tool_calls, lambda call: {id: call.id, name: call.name, arguments: call.arguments::JSON,
+                result: call.result, error: call.error, duration_s: call.duration_s}),
+            tool_call_id: turn.tool_call_id, duration_s: turn.duration_s}),
+        metrics: metrics::JSON, prompt_tokens: prompt_tokens, completion_tokens: completion_tokens, started_us: started_us,
+        duration_s: duration_s, exception: exception, info: info::JSON, token_ids: token_ids, mask: mask,
+        logprobs: logprobs}))
+FROM internal.sealed_trajectories
+UNION ALL
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
+    internal.rank_of(writer) AS rank, 'console', seq, time, kind, step, commit, as_text, data FROM internal.live_console
+UNION ALL
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
+    internal.rank_of(writer) AS rank, 'console', seq, time, kind, step, commit, as_text, json::JSON
+FROM internal.sealed_console;
 
 
 -- Every logged value, one row each; also those that W&B's step rule leaves out.
@@ -27,20 +72,46 @@ SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS r
 --     value   the number, NaN and the infinities included; 1 or 0 for a bool; NULL for anything else
 --     int     the same without rounding, where an integer was logged that fits
 --     text    a string; `true` or `false`; a list as JSON; an integer beyond BIGINT in full
+-- The values of sealed metrics; of a nested dict, those in it. Their time is where their record begins.
+CREATE VIEW internal.sealed_leaf AS
+SELECT run_dir, writer, number, place, seq, step, key AS path, internal.json_of(value, int, text, NULL)::JSON AS json,
+    CASE WHEN isfinite(value) IS FALSE THEN 'float' ELSE as_text[1][1] END AS mark,
+    coalesce(value, int::DOUBLE) AS value, int, text
+FROM internal.sealed_events WHERE kind = 'metrics' AND key IS NOT NULL AND json IS NULL
+UNION ALL
+SELECT run_dir, writer, number, place, seq, step, path, json, mark,
+    internal.number_of(json, mark), internal.int_of(json), internal.text_of(json, mark)
+FROM (
+    SELECT * EXCLUDE (item), item.key AS path, item.value AS json, internal.mark(as_text, item.key) AS mark
+    FROM (
+        SELECT run_dir, writer, number, place, seq, step, as_text,
+            unnest(internal.leaves(('{' || to_json(key)::VARCHAR || ':' || json || '}')::JSON)) AS item
+        FROM internal.sealed_events WHERE kind = 'metrics' AND key IS NOT NULL AND json IS NOT NULL
+    )
+);
+
 CREATE VIEW internal.leaf AS
-SELECT * EXCLUDE (item), item.key AS path, item.value AS json, internal.mark(as_text, item.key) AS mark
-FROM (SELECT * EXCLUDE (data), unnest(internal.leaves(data)) AS item FROM internal.events WHERE kind = 'metrics');
+SELECT run_dir, writer, number, place, seq, step, time, path, json, mark,
+    internal.number_of(json, mark) AS value, internal.int_of(json) AS int, internal.text_of(json, mark) AS text
+FROM (
+    SELECT * EXCLUDE (item), item.key AS path, item.value AS json, internal.mark(as_text, item.key) AS mark
+    FROM (
+        SELECT * EXCLUDE (data), unnest(internal.leaves(data)) AS item FROM internal.live_events WHERE kind = 'metrics'
+    )
+)
+UNION ALL
+SELECT c.run_dir, c.writer, c.number, c.place, c.seq, c.step, head.time, path, json, mark, value, int, text
+FROM internal.sealed_leaf c
+LEFT JOIN (SELECT run_dir, writer, place, time FROM internal.sealed_events WHERE nth = 0) head USING (run_dir, writer, place);
 
 CREATE VIEW metrics AS
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
-    internal.rank_of(writer) AS rank, seq, step, time, replace(path, chr(31), '.') AS key,
-    internal.number_of(json, mark) AS value, internal.int_of(json) AS int, internal.text_of(json, mark) AS text
+    internal.rank_of(writer) AS rank, seq, step, time, replace(path, chr(31), '.') AS key, value, int, text
 FROM internal.leaf;
 
 -- curve('run id', 'train/loss'): one metric of a run's history, in order. Opens that run's files only.
 CREATE MACRO curve(run, metric) AS TABLE
-SELECT internal.project_of(run_dir) AS project, step, time, internal.number_of(json, mark) AS value, internal.int_of(json) AS int,
-    internal.text_of(json, mark) AS text
+SELECT internal.project_of(run_dir) AS project, step, time, value, int, text
 FROM internal.leaf
 WHERE internal.run_id_of(run_dir) = run AND replace(path, chr(31), '.') = metric AND number IS NOT NULL
 ORDER BY run_dir, place;
@@ -80,13 +151,9 @@ WHERE kind = 'metrics' AND step < current_step;
 
 -- Everything that ever was the last word on a key. `said_at` orders it: within a record, deleting comes after setting.
 CREATE VIEW internal.said AS
-SELECT run_dir, 2 * place AS said_at, item.key AS path, item.value AS json, internal.mark(as_text, item.key) AS mark,
-    false AS is_deleted, step, time
-FROM (
-    SELECT * EXCLUDE (data), unnest(internal.leaves(data)) AS item
-    FROM internal.events LEFT JOIN internal.repeated USING (run_dir, place)
-    WHERE number IS NOT NULL AND kind = 'metrics' AND is_repeated IS NULL
-)
+SELECT run_dir, 2 * place AS said_at, path, json, mark, false AS is_deleted, step, time
+FROM internal.leaf LEFT JOIN internal.repeated USING (run_dir, place)
+WHERE number IS NOT NULL AND is_repeated IS NULL
 UNION ALL
 SELECT run_dir, 2 * place, path, json, internal.mark(as_text, 'set' || chr(31) || nth || chr(31) || '1'),
     false, NULL, time
@@ -144,6 +211,18 @@ FROM internal.summary;
 -- Episodes.
 --     n_tokens   of the whole episode; the tokens themselves are in `records`
 --     started    NULL if the trainer did not say
+CREATE VIEW internal.trajectories AS
+SELECT run_dir, writer, seq, time, kind, step, data FROM internal.live_trajectories
+UNION ALL
+SELECT run_dir, writer, seq, time, kind, step, CASE WHEN json IS NOT NULL THEN internal.trajectory_of(json) ELSE {
+    id: id, "group": "group", reward: reward, advantage: advantage,
+    turns: list_transform(turns, lambda turn: {role: turn.role, content: turn.content, tool_call_id: turn.tool_call_id,
+        duration_s: turn.duration_s, tool_calls: list_transform(turn.tool_calls, lambda call: {id: call.id, name: call.name,
+            arguments: call.arguments::JSON, result: call.result, error: call.error, duration_s: call.duration_s})}),
+    token_ids: token_ids, metrics: metrics::JSON, prompt_tokens: prompt_tokens, completion_tokens: completion_tokens,
+    started_us: started_us, duration_s: duration_s, exception: exception, info: info::JSON} END
+FROM internal.sealed_trajectories;
+
 CREATE VIEW trajectories AS
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, seq, step, time, data.id AS id, data."group" AS "group", data.reward AS reward,

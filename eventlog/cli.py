@@ -1,8 +1,8 @@
-"""The command `eventlog`: look at logs, follow them, prove that they are whole.
+"""The command `eventlog`: look at logs, follow them, prove that they are whole, make them small.
 
 Invariants
 ----------
-* Nothing is written, repaired or deleted by any command here.
+* Only `seal`, `clean` and `import` write anything, and no command repairs anything.
 * `--json` prints one object a line, for programs, with what JSON has no word for as in FORMAT.md ("Values"); without it,
   the same for people.
 * Exit codes: 0 it is so; 1 it ran, and the answer is bad (damage); 2 wrong usage, or no such run.
@@ -16,10 +16,9 @@ import difflib
 import json
 import os
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,12 @@ from typing import Any
 import click
 
 from eventlog.errors import NotARun
-from eventlog.piece import RUN_FILE, RunIdentity, closed, lock_text, primaries, this_boot_id, this_host
-from eventlog.reader import Damage, StreamReader, backwards, end_of, find_runs, writers
+from eventlog.overview import Proof, contents_of, follow_run, name_of, newest, overview_of, proofs_of
+from eventlog.piece import RUN_FILE, RunIdentity
+from eventlog.reader import find_runs
 from eventlog.record import Record, encode_data
-from eventlog.segment import STREAMS, segments_in
+from eventlog.segment import STREAMS
 
-_POLL_S = 0.2
-# Nothing heard for so long from another machine, whose lock cannot be seen: FORMAT.md, "Pieces and writers".
-_STALE_S = 600.0
 # So many bad places of one stream are listed one by one.
 _LISTED_MAX = 20
 _FOUND, _DAMAGED, _WRONG_USAGE = 0, 1, 2
@@ -144,13 +141,13 @@ def show(run: str, root: Path | None, as_json: bool) -> None:
 def tail(run: str, root: Path | None, as_json: bool, follow: bool, lines: int, stream: str) -> None:
     """Print the newest records of a run, and follow them."""
     run_dir = find(run, _root(root))
-    newest = _newest(run_dir, stream, max(lines, 0))
-    for _, record in newest:
+    last = newest(run_dir, stream, max(lines, 0))
+    for _, record in last:
         _print_record(record, as_json)
     if not follow:
         return
     with suppress(KeyboardInterrupt):
-        for record in follow_run(run_dir, stream, newest[-1] if newest else None):
+        for record in follow_run(run_dir, stream, last[-1] if last else None):
             _print_record(record, as_json)
 
 
@@ -163,8 +160,7 @@ def verify(runs: tuple[str, ...], root: Path | None, as_json: bool) -> None:
 
     Bytes after the last whole record are normal after a crash: they were never committed.
     """
-    under = _root(root)
-    run_dirs = [find(run, under) for run in runs] if runs else list(find_runs(under))
+    run_dirs = _meant(runs, root)
     results = [stream for run_dir in run_dirs for stream in proofs_of(run_dir)]
     damaged = [result for result in results if result.damage]
     if as_json:
@@ -179,6 +175,104 @@ def verify(runs: tuple[str, ...], root: Path | None, as_json: bool) -> None:
             + (f"{lost:,} records are lost, in {len(damaged)} streams." if damaged else "all whole.")
         )
     sys.exit(_DAMAGED if damaged else _FOUND)
+
+
+@main.command()
+@click.argument("runs", nargs=-1)
+@_root_option
+@_json_option
+def seal(runs: tuple[str, ...], root: Path | None, as_json: bool) -> None:
+    """Seal what will not change any more: Parquet beside the log, a sixth of its size, proven equal to it.
+
+    Without RUNS, all of them. The log itself stays; `eventlog clean` removes what is not needed any more.
+    """
+    from eventlog.parquet import Unreadable
+    from eventlog.seal import seal as seal_run
+    from eventlog.seal import to_seal
+
+    run_dirs = _meant(runs, root)
+    outcomes = []
+    is_good = True
+    with _progress(sum(map(to_seal, run_dirs))) as advance:
+        for run_dir in run_dirs:
+            try:
+                outcomes.append((name_of(run_dir), seal_run(run_dir, advance)))
+            except (OSError, Unreadable) as error:
+                is_good = False
+                _complain(f"{name_of(run_dir)} could not be sealed: {error}. Its log is intact.")
+    is_good = is_good and not any(outcome.is_busy or outcome.damage for _, outcome in outcomes)
+    for run, outcome in outcomes:
+        for each in outcome.damage:
+            _complain(
+                f"{run}: {each.path.name} is damaged and not sealed: {each.cause} (`eventlog verify {run}`)."
+            )
+        if outcome.is_busy:
+            _complain(f"{run}: another process is sealing it.")
+    if as_json:
+        for run, outcome in outcomes:
+            content = {"run": run, **asdict(outcome), "sealed": [str(path) for path in outcome.sealed]}
+            damage = [asdict(each) | {"path": str(each.path)} for each in outcome.damage]
+            _print_json(content | {"damage": damage})
+    else:
+        _table(
+            ("run", "records", "log", "sealed", ""),
+            [
+                (
+                    run,
+                    f"{outcome.records:,}",
+                    _size(outcome.size_before),
+                    _size(outcome.size_after),
+                    f"{outcome.size_after / outcome.size_before:.0%}",
+                )
+                for run, outcome in outcomes
+                if outcome.size_before
+            ],
+            right=(1, 2, 3, 4),
+        )
+        click.echo(
+            f"{sum(outcome.records for _, outcome in outcomes):,} records of {len(run_dirs)} runs were sealed."
+        )
+    sys.exit(_FOUND if is_good else _DAMAGED)
+
+
+@main.command()
+@click.argument("runs", nargs=-1)
+@_root_option
+@_json_option
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be removed, and why not the rest.")
+def clean(runs: tuple[str, ...], root: Path | None, as_json: bool, dry_run: bool) -> None:
+    """Remove the segments that are sealed and that every destination has; nothing is lost by it.
+
+    Without RUNS, those of all runs.
+    """
+    from eventlog.seal import clean as clean_run
+
+    found = [
+        (name_of(run_dir), verdict)
+        for run_dir in _meant(runs, root)
+        for verdict in clean_run(run_dir, dry_run)
+    ]
+    if as_json:
+        for run, verdict in found:
+            content = {"run": run, "path": str(verdict.path), "size": verdict.size}
+            _print_json(
+                content | {"removed": verdict.kept_because is None, "kept_because": verdict.kept_because}
+            )
+        return
+    groups: dict[tuple[str, str | None], list[int]] = {}
+    for run, verdict in found:
+        groups.setdefault((run, verdict.kept_because), []).append(verdict.size)
+    goes = "would go" if dry_run else "removed"
+    _table(
+        ("run", "segments", "size", ""),
+        [
+            (run, f"{len(sizes):,}", _size(sum(sizes)), goes if why is None else f"stays: {why}")
+            for (run, why), sizes in groups.items()
+        ],
+        right=(1, 2),
+    )
+    freed = sum(verdict.size for _, verdict in found if verdict.kept_because is None)
+    click.echo(f"{_size(freed)} {'would be' if dry_run else 'were'} freed.")
 
 
 # ── which run ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -217,273 +311,17 @@ def _name_of(run_dir: Path) -> str | None:
     return f"{identity.project}/{identity.run_id}"
 
 
+def _meant(runs: tuple[str, ...], root: Path | None) -> list[Path]:
+    """Return the directories of the runs that were named; of all, if none was."""
+    under = _root(root)
+    return [find(run, under) for run in runs] if runs else list(find_runs(under))
+
+
 def _root(root: Path | None) -> Path:
     return root or Path(os.environ.get("EVENTLOG_ROOT") or "runs")
 
 
-# ── what a run is, from its ends ─────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """One run in one line."""
-
-    run: str
-    state: str
-    """`live`, `finished`, `failed`, `crashed`; `stale` if another machine's writer is silent and cannot be asked."""
-    pieces: int
-    records: int
-    """Events of the run's history."""
-    last_step: int | None
-    size_bytes: int
-    started_us: int | None
-
-
-def overview_of(run_dir: Path) -> Overview:
-    """Return a run's overview; reads the beginning and the end of its pieces."""
-    names = primaries(run_dir)
-    first = StreamReader(run_dir / names[0]).first() if names else None
-    last_step = next(
-        (step for name in reversed(names) if (step := _last_step(run_dir / name)) is not None), None
-    )
-    return Overview(
-        run=_name_of(run_dir) or run_dir.name,
-        state=state_of(run_dir, names[-1]) if names else "live",
-        pieces=len(names),
-        records=sum(end_of(run_dir / name)[0] for name in names),
-        last_step=last_step,
-        size_bytes=_size_of(run_dir),
-        started_us=first.time_us if first else None,
-    )
-
-
-def state_of(run_dir: Path, writer: str) -> str:
-    """Return the state of one piece."""
-    # Asked before the end is read: a writer may write its exit in between.
-    is_closed = closed(run_dir, writer)
-    newest = next(_backwards(run_dir / writer), None)
-    if newest is not None and newest.kind == "exit":
-        return "failed" if newest.data.get("exitcode") else "finished"
-    if is_closed:
-        return "crashed"
-    text = lock_text(run_dir / writer)
-    if not text or text.get("host") == this_host() or text.get("boot_id") == this_boot_id():
-        # Without a text, a writer is just being born.
-        return "live"
-    heard_us = max(text.get("heartbeat", 0), newest.time_us if newest else 0)
-    return "stale" if time.time() - heard_us / 1e6 > _STALE_S else "live"
-
-
-def _size_of(run_dir: Path) -> int:
-    size_bytes = 0
-    for directory, _, names in os.walk(run_dir):
-        for name in names:
-            # A cursor is replaced all the time.
-            with suppress(FileNotFoundError):
-                size_bytes += os.lstat(os.path.join(directory, name)).st_size
-    return size_bytes
-
-
-def _last_step(piece_dir: Path) -> int | None:
-    return next((record.step for record in _backwards(piece_dir) if record.kind == "metrics"), None)
-
-
-def _backwards(piece_dir: Path) -> Iterator[Record]:
-    """Yield the piece's events from the newest on; what is damaged is passed over."""
-    try:
-        names = os.listdir(piece_dir)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for segment in reversed(segments_in(names, "events")):
-        try:
-            fd = os.open(piece_dir / segment.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            continue
-        with open(fd, "rb"):
-            yield from backwards(fd)
-
-
-# ── what a run holds, in one pass ────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(slots=True)
-class Contents:
-    """What a run came to."""
-
-    config: dict[str, Any] = field(default_factory=dict)
-    last: dict[str, Any] = field(default_factory=dict)
-    """The last value of each metric."""
-    summary: dict[str, Any] = field(default_factory=dict)
-    """What was set on `run.summary`."""
-    pieces: list[dict[str, Any]] = field(default_factory=list)
-    dropped: int = 0
-    damaged_places: int = 0
-
-    def take(self, record: Record) -> None:
-        """Go on by one record of the run's history."""
-        if record.kind == "metrics":
-            self.last.update(record.data)
-        elif record.kind == "start":
-            self.config.update(record.data.get("config") or {})
-        elif record.kind == "config":
-            self.config.update(record.data)
-        elif record.kind == "summary":
-            for path, value in record.data.get("set", ()):
-                _set_in(self.summary, path, value)
-            for path in record.data.get("delete", ()):
-                _delete_in(self.summary, path)
-        elif record.kind == "gap":
-            self.dropped += record.data.get("dropped", 0)
-
-
-def contents_of(run_dir: Path) -> Contents:
-    """Read a run's events once."""
-    contents = Contents()
-    history = set(primaries(run_dir))
-    for writer in writers(run_dir):
-        reader = StreamReader(run_dir / writer)
-        for chunk in _chunks(reader):
-            contents.damaged_places += len(chunk.damage)
-            for record in chunk.records if writer in history else ():
-                contents.take(record)
-        text = lock_text(run_dir / writer)
-        contents.pieces.append(
-            {
-                "writer": writer,
-                "state": state_of(run_dir, writer),
-                "events": reader.next_seq,
-                "trajectories": end_of(run_dir / writer, "trajectories")[0],
-                "host": text.get("host"),
-                "pid": text.get("pid"),
-            }
-        )
-    return contents
-
-
-def _set_in(mapping: dict[str, Any], path: list[str], value: Any) -> None:
-    *parents, last = path
-    for key in parents:
-        inner = mapping.get(key)
-        mapping[key] = mapping = inner if isinstance(inner, dict) else {}
-    mapping[last] = value
-
-
-def _delete_in(mapping: Any, path: list[str]) -> None:
-    *parents, last = path
-    for key in parents:
-        mapping = mapping.get(key) if isinstance(mapping, dict) else None
-    if isinstance(mapping, dict):
-        mapping.pop(last, None)
-
-
-def _chunks(reader: StreamReader) -> Iterator[Any]:
-    while True:
-        chunk = reader.read()
-        yield chunk
-        if not chunk.more:
-            return
-
-
-# ── following ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _newest(run_dir: Path, stream: str, count: int) -> list[tuple[str, Record]]:
-    """Return the last `count` records of the run's history, with their writers."""
-    found: list[tuple[str, Record]] = []
-    for writer in reversed(primaries(run_dir)):
-        missing = count - len(found)
-        if missing <= 0:
-            break
-        end_seq, _ = end_of(run_dir / writer, stream)
-        reader = StreamReader(run_dir / writer, stream, max(0, end_seq - missing))
-        records = [record for chunk in _chunks(reader) for record in chunk.records][-missing:]
-        found = [(writer, record) for record in records] + found
-    return found
-
-
-def follow_run(run_dir: Path, stream: str, after: tuple[str, Record] | None) -> Iterator[Record]:
-    """Yield what comes after that record, piece after piece, until the run is closed."""
-    names = primaries(run_dir)
-    writer = after[0] if after else names[0] if names else None
-    next_seq = after[1].seq + 1 if after else 0
-    if after is None and names:
-        # Nothing is to be repeated: from the end on.
-        writer = names[-1]
-        next_seq, _ = end_of(run_dir / writer, stream)
-    while writer is None:
-        time.sleep(_POLL_S)
-        writer = next(iter(primaries(run_dir)), None)
-    while True:
-        yield from _follow_piece(run_dir, writer, stream, next_seq)
-        names = primaries(run_dir)
-        later = names[names.index(writer) + 1 :] if writer in names else []
-        if not later:
-            return
-        writer, next_seq = later[0], 0
-
-
-def _follow_piece(run_dir: Path, writer: str, stream: str, seq: int) -> Iterator[Record]:
-    reader = StreamReader(run_dir / writer, stream, seq)
-    while True:
-        # Asked before the last read: a writer may append between a read and its death.
-        is_closed = state_of(run_dir, writer) != "live"
-        for chunk in _chunks(reader):
-            yield from chunk.records
-        if is_closed:
-            return
-        while not reader.has_grown() and state_of(run_dir, writer) == "live":
-            time.sleep(_POLL_S)
-
-
-# ── proving ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(slots=True)
-class Proof:
-    """What reading one stream of one writer to its end has shown."""
-
-    run: str
-    writer: str
-    stream: str
-    records: int = 0
-    lost: int = 0
-    dropped: int = 0
-    """What the writer itself could not write, and said so."""
-    torn_bytes: int = 0
-    damage: list[dict[str, Any]] = field(default_factory=list)
-
-
-def proofs_of(run_dir: Path) -> Iterator[Proof]:
-    """Read all streams of all writers of a run."""
-    run = _name_of(run_dir) or run_dir.name
-    for writer in writers(run_dir):
-        for stream in STREAMS:
-            if segments_in(os.listdir(run_dir / writer), stream):
-                yield _proof_of(run, run_dir, writer, stream)
-
-
-def _proof_of(run: str, run_dir: Path, writer: str, stream: str) -> Proof:
-    proof = Proof(run, writer, stream)
-    is_closed = state_of(run_dir, writer) != "live"
-    reader = StreamReader(run_dir / writer, stream)
-    for chunk in _chunks(reader):
-        proof.records += len(chunk.records)
-        proof.dropped += sum(r.data.get("dropped", 0) for r in chunk.records if r.kind == "gap")
-        _note_damage(proof, chunk.damage)
-        if chunk.blocked is not None:
-            # Nothing is known to be lost, but nothing from here on is known to be there either.
-            at = reader.next_seq
-            _note_damage(proof, [Damage(run_dir / writer, 0, at, at - 1, chunk.blocked)])
-    if is_closed:
-        _note_damage(proof, reader.end())
-    proof.torn_bytes = reader.torn_bytes()
-    return proof
-
-
-def _note_damage(proof: Proof, damage: list[Damage]) -> None:
-    for each in damage:
-        proof.lost += each.lost
-        proof.damage.append(asdict(each) | {"path": str(each.path), "lost": each.lost})
+# ── printing ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _print_proof(proof: Proof) -> None:
@@ -501,9 +339,6 @@ def _print_proof(proof: Proof) -> None:
         )
     if proof.dropped:
         click.echo(f"{where}: {proof.dropped:,} records could not be written when they were logged")
-
-
-# ── printing ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _print_json(content: dict[str, Any]) -> None:
@@ -529,11 +364,33 @@ def _print_record(record: Record, as_json: bool) -> None:
     sys.stdout.flush()
 
 
+def _complain(text: str) -> None:
+    click.echo(f"eventlog: {text}", err=True)
+
+
+@contextmanager
+def _progress(total_bytes: int) -> Iterator[Callable[[int], object]]:
+    """Show on a terminal how far a long work is; yield what is to be told of each step."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal or total_bytes == 0:
+        yield lambda size: None
+        return
+    columns = (BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total_bytes)
+        yield lambda size: bar.advance(task, size)
+
+
 def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    if not rows:
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for at, heading in enumerate(headings):
         table.add_column(

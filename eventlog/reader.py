@@ -1,13 +1,14 @@
 """Reads streams back: tolerant of damage, honest about it, and bounded in memory.
 
-    segments ──StreamReader──▶ Chunk(records, damage) ──▶ where to go on
+    segments, sealed or not ──StreamReader──▶ Chunk(records, damage) ──▶ where to go on
 
 Invariants
 ----------
 * Only committed lines come out, each seq at most once, in order: also over torn tails, rewritten segments and
   damage in the middle.
 * A line under way is waited for, never skipped; a line that is wrong is skipped, never waited for.
-* A reader that goes on from a remembered place yields what it would have yielded without the pause.
+* A reader that goes on from a remembered place yields what it would have yielded without the pause, also if segments
+  were sealed, merged and removed meanwhile.
 * Memory is one chunk, or one line where a line is longer.
 
 Nothing is ever written, repaired or deleted here.
@@ -23,9 +24,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eventlog.errors import RunNotFound
+from eventlog.parquet import Brief, Unreadable, records_in
 from eventlog.piece import RUN_FILE, primaries
 from eventlog.record import LINE_MAX_BYTES, BadLine, Record, record_of, unframe
-from eventlog.segment import Header, Segment, UnknownFormat, is_writer_name, rank_of_writer, segments_in
+from eventlog.segment import (
+    Header,
+    Sealed,
+    Segment,
+    UnknownFormat,
+    files_of,
+    is_writer_name,
+    place_in_stream,
+    rank_of_writer,
+)
 
 CHUNK_BYTES = 1024 * 1024
 # Not waiting: whoever may write in a shared root may put a FIFO there.
@@ -35,6 +46,8 @@ HINT_BYTES = 64 * 1024
 FIRST_BYTES = 4096
 # A query looks at the end of every file that may still grow: a few records are enough to find the last.
 TAIL_BYTES = 8 * 1024
+# What a record takes in a segment that is not sealed: by this a sealed one's are counted against a limit of bytes.
+_SEALED_RECORD_BYTES = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +109,14 @@ class StreamReader:
         self.stream = stream
         self.next_seq = seq
         self.header: Header | None = None
-        self._segment: Segment | None = Segment.parse(hint[0]) if hint else None
+        self._segment: Segment | Sealed | None = Segment.parse(hint[0]) if hint else None
         self._offset = hint[1] if hint and self._segment else 0
         self._seen_bytes = -1
         self._hinted = self._segment is not None
-        self._refused: Segment | None = None
+        self._refused: Segment | Sealed | None = None
+        # What of a sealed segment is decoded and was not asked for yet, and what follows it there.
+        self._decoded: list[Record] = []
+        self._groups: Iterator[list[Record]] | None = None
         # A line that was wrong: how many records it cost is known when the next good one comes.
         self._suspect: _Suspect | None = None
 
@@ -134,15 +150,24 @@ class StreamReader:
         # Listed before reading: a segment that has a successor in this list has all its bytes by now.
         segments = self._segments()
         if self._hinted and not self._hint_holds():
-            self._segment, self._offset = None, 0
+            self._enter(None)
         self._hinted = False
         if self._segment is None:
             if not segments:
                 return chunk
-            self._segment = self._beginning(segments)
+            self._enter(self._beginning(segments))
         budget = limit_bytes
         while True:
-            read_bytes = self._read_segment(chunk, budget)
+            try:
+                read_bytes = self._read_on(chunk, budget)
+            except FileNotFoundError as error:
+                segments = self._segments()
+                if self._enter_what_covers(segments):
+                    continue
+                self._suspect = self._suspect or _Suspect(
+                    Path(error.filename), 0, f"cannot be opened: {error.strerror}"
+                )
+                read_bytes = 0
             if chunk.blocked is not None:
                 return chunk
             budget -= read_bytes
@@ -151,14 +176,24 @@ class StreamReader:
                 return chunk
             if read_bytes:
                 continue
-            later = [s for s in segments if s > self._segment]
+            assert self._segment is not None
+            if self._segment not in segments and self._enter_what_covers(segments):
+                continue
+            here = place_in_stream(self._segment)
+            later = [s for s in segments if place_in_stream(s) > here]
             if not later:
                 return chunk
             # What is left here without a newline is a torn tail: its writer carried on elsewhere.
-            self._segment, self._offset = later[0], 0
+            self._enter(later[0])
 
     def first(self) -> Record | None:
         """Return the next record, if there is one; the reader is of no further use after it."""
+        files = self._segments()
+        if files and isinstance(files[0], Sealed) and self.stream == "events" and self.next_seq == 0:
+            with suppress(Unreadable):
+                brief = Brief.load(self.piece_dir, files[0])
+                self.header = brief.header
+                return brief.first
         while True:
             chunk = self.read(FIRST_BYTES)
             if chunk.records:
@@ -175,14 +210,27 @@ class StreamReader:
 
     def torn_bytes(self) -> int:
         """Return how many bytes after the last newline stand in the segment being read."""
-        if self._segment is None:
+        if self._segment is None or isinstance(self._segment, Sealed):
             return 0
         try:
             return max(0, os.stat(self.piece_dir / self._segment.name).st_size - self._offset)
         except OSError:
             return 0
 
-    def _beginning(self, segments: list[Segment]) -> Segment:
+    def _enter(self, segment: Segment | Sealed | None) -> None:
+        """Begin with a segment."""
+        self._segment, self._offset = segment, 0
+        self._decoded, self._groups = [], None
+
+    def _enter_what_covers(self, segments: list[Segment | Sealed]) -> bool:
+        """The segment being read is gone: go on in the one that it was sealed into, if it was."""
+        for segment in segments:
+            if isinstance(segment, Sealed) and segment.first_seq <= self.next_seq < segment.next_seq:
+                self._enter(segment)
+                return True
+        return False
+
+    def _beginning(self, segments: list[Segment | Sealed]) -> Segment | Sealed:
         """Return the first segment that can hold the next seq, without reading those before it."""
         started = [s for s in segments if s.first_seq <= self.next_seq]
         if not started:
@@ -190,17 +238,14 @@ class StreamReader:
             return segments[0]
         # A segment that was begun to hold records once more may have been cut short: then they are in the one before.
         while len(started) > 1:
-            last = _last_record(self.piece_dir / started[-2].name)
-            if last is None or last.seq < self.next_seq:
+            end_seq = end_of_segment(self.piece_dir, started[-2])
+            if end_seq is None or end_seq <= self.next_seq:
                 break
             started.pop()
         return started[-1]
 
-    def _segments(self) -> list[Segment]:
-        try:
-            return segments_in(os.listdir(self.piece_dir), self.stream)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+    def _segments(self) -> list[Segment | Sealed]:
+        return _files_of(self.piece_dir, self.stream)
 
     def _hint_holds(self) -> bool:
         """Whether a line begins at the hinted byte, and no record before it is missing from the seqs."""
@@ -225,14 +270,50 @@ class StreamReader:
         except BadLine:
             return False
 
+    def _read_on(self, chunk: Chunk, limit_bytes: int) -> int:
+        """Read on in the current segment; return how many bytes that were, 0 at its end.
+
+        Raises `FileNotFoundError` if it is gone.
+        """
+        if isinstance(self._segment, Sealed):
+            return self._read_sealed(chunk, self._segment, limit_bytes)
+        return self._read_segment(chunk, limit_bytes)
+
+    def _read_sealed(self, chunk: Chunk, sealed: Sealed, limit_bytes: int) -> int:
+        path = self.piece_dir / sealed.name
+        try:
+            if self._groups is None:
+                self.header = Brief.load(self.piece_dir, sealed).header
+                if self.log_id not in (None, self.header.log_id):
+                    raise Unreadable(f"the segment belongs to another log ({self.header.log_id})")
+                self._groups = records_in(self.piece_dir, sealed, self.next_seq)
+                self._seen_bytes = os.stat(path).st_size
+            while not self._decoded:
+                self._decoded = next(self._groups)
+        except StopIteration:
+            return 0
+        except Unreadable as error:
+            if self.next_seq < sealed.next_seq:
+                chunk.damage.append(Damage(path, 0, self.next_seq, sealed.next_seq - 1, str(error)))
+                self.next_seq, self._suspect = sealed.next_seq, None
+            self._groups = iter(())
+            return 0
+        count = max(1, limit_bytes // _SEALED_RECORD_BYTES)
+        taken, self._decoded = self._decoded[:count], self._decoded[count:]
+        for record in taken:
+            self._take_record(chunk, path, record)
+        return len(taken) * _SEALED_RECORD_BYTES
+
     def _read_segment(self, chunk: Chunk, limit_bytes: int) -> int:
-        """Read whole lines from the current segment; return how many bytes they had, 0 at its end."""
+        """Read whole lines."""
         assert self._segment is not None
         path = self.piece_dir / self._segment.name
         try:
             fd = os.open(path, OPEN_FLAGS)
+        except FileNotFoundError:
+            raise
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
                 # No permission, a stale handle, too many files: it may be readable in a moment.
                 chunk.blocked = f"{path.name} cannot be opened: {error.strerror}"
                 return 0
@@ -280,6 +361,9 @@ class StreamReader:
                 self._refused = self._segment
             self._suspect = self._suspect or _Suspect(path, self._offset, str(error))
             return
+        self._take_record(chunk, path, record)
+
+    def _take_record(self, chunk: Chunk, path: Path, record: Record) -> None:
         if record.seq < self.next_seq:
             return
         if record.seq > self.next_seq or self._suspect is not None:
@@ -320,15 +404,56 @@ def end_of(piece_dir: Path, stream: str = "events") -> tuple[int, int]:
 
     Reads only the end of the last segments.
     """
+    last = next(newest_first(piece_dir, stream), None)
+    return (0, 0) if last is None else (last.seq + 1, last.time_us)
+
+
+def last_step_of(piece_dir: Path) -> int | None:
+    """Return the step of the piece's last metrics; reads the ends of its segments."""
+    for file in reversed(_files_of(piece_dir, "events")):
+        if isinstance(file, Sealed):
+            with suppress(Unreadable):
+                step = Brief.load(piece_dir, file).last_step
+                if step is not None:
+                    return step
+        for record in _backwards_in(piece_dir, file):
+            if record.kind == "metrics":
+                return record.step
+    return None
+
+
+def newest_first(piece_dir: Path, stream: str = "events") -> Iterator[Record]:
+    """Yield the stream's committed records, the newest first; damage is passed over.
+
+    Records of a segment that was begun to hold some once more may come twice. Of a stream other than `events`, the
+    very first may come without its data.
+    """
+    for file in reversed(_files_of(piece_dir, stream)):
+        yield from _backwards_in(piece_dir, file)
+
+
+def _files_of(piece_dir: Path, stream: str) -> list[Segment | Sealed]:
     try:
-        segments = segments_in(os.listdir(piece_dir), stream)
+        return files_of(os.listdir(piece_dir), stream)
     except (FileNotFoundError, NotADirectoryError):
-        return 0, 0
-    for segment in reversed(segments):
-        record = _last_record(piece_dir / segment.name)
-        if record is not None:
-            return record.seq + 1, record.time_us
-    return 0, 0
+        return []
+
+
+def _backwards_in(piece_dir: Path, file: Segment | Sealed) -> Iterator[Record]:
+    if isinstance(file, Sealed):
+        with suppress(Unreadable, FileNotFoundError):
+            # Most want to know the newest, and need no Parquet for it.
+            last = Brief.load(piece_dir, file).last
+            yield last
+            for records in records_in(piece_dir, file, newest_first=True):
+                yield from (record for record in reversed(records) if record.seq < last.seq)
+        return
+    try:
+        fd = os.open(piece_dir / file.name, OPEN_FLAGS)
+    except OSError:
+        return
+    with open(fd, "rb"):
+        yield from backwards(fd)
 
 
 def backwards(fd: int) -> Iterator[Record]:
@@ -355,13 +480,17 @@ def backwards(fd: int) -> Iterator[Record]:
         want = min(4 * want, CHUNK_BYTES)
 
 
-def _last_record(path: Path) -> Record | None:
+def end_of_segment(piece_dir: Path, segment: Segment | Sealed) -> int | None:
+    """Return the seq after the last one in a segment."""
+    if isinstance(segment, Sealed):
+        return segment.next_seq
     try:
-        fd = os.open(path, OPEN_FLAGS)
+        fd = os.open(piece_dir / segment.name, OPEN_FLAGS)
     except OSError:
         return None
     with open(fd, "rb"):
-        return next(backwards(fd), None)
+        last = next(backwards(fd), None)
+    return None if last is None else last.seq + 1
 
 
 def writers(run_dir: Path) -> list[str]:

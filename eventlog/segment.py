@@ -4,6 +4,7 @@ Invariants
 ----------
 * A name says the first seq, so the segment of a seq is found by looking at names alone.
 * Segments sort by (first seq, attempt); pieces by number. Order never comes from a clock or an inode.
+* A sealed segment's name says where it ends as well: which files hold a stream is decided without opening one.
 * A directory name made here holds no separator, is never hidden, and is never `.` or `..`.
 
 There is no file here: names come in, names go out.
@@ -29,6 +30,7 @@ ROTATE_AGE_S = 15 * 60.0
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _SEGMENT = re.compile(r"(events|trajectories|console|files)-(\d{12})(?:\.(\d+))?\.jsonl")
+_SEALED = re.compile(r"(events|trajectories|console|files)-(\d{12})-(\d{12})\.parquet")
 _PRIMARY = re.compile(r"main-(\d{4,})")
 _SECONDARY = re.compile(r"(rank\d+|fork|second)-[0-9a-f]{8}")
 
@@ -59,6 +61,45 @@ class Segment:
         """Return the segment of that name, or None: every other file is left alone."""
         match = _SEGMENT.fullmatch(name)
         return cls(match[1], int(match[2]), int(match[3] or 0)) if match else None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Sealed:
+    """A sealed segment's name, taken apart: it holds the records from `first_seq` to before `next_seq`."""
+
+    stream: str
+    first_seq: int
+    next_seq: int
+
+    @property
+    def name(self) -> str:
+        """
+        >>> Sealed("events", 0, 41877).name
+        'events-000000000000-000000041877.parquet'
+        """
+        return f"{self._stem}.parquet"
+
+    @property
+    def brief_name(self) -> str:
+        """The file beside it that says what is in it in short.
+
+        >>> Sealed("events", 0, 41877).brief_name
+        'events-000000000000-000000041877.json'
+        """
+        return f"{self._stem}.json"
+
+    @property
+    def _stem(self) -> str:
+        return f"{self.stream}-{self.first_seq:012d}-{self.next_seq:012d}"
+
+    @classmethod
+    def parse(cls, name: str) -> Sealed | None:
+        """Return the sealed segment of that name, or None."""
+        match = _SEALED.fullmatch(name)
+        return cls(match[1], int(match[2]), int(match[3])) if match and match[2] < match[3] else None
+
+    def covers(self, other: Sealed) -> bool:
+        return self.first_seq <= other.first_seq and other.next_seq <= self.next_seq
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +157,42 @@ def segments_in(names: Iterable[str], stream: str) -> list[Segment]:
     """Return the stream's segments among `names`, in the order in which they are read."""
     found = (Segment.parse(name) for name in names)
     return sorted(segment for segment in found if segment is not None and segment.stream == stream)
+
+
+def sealed_in(names: Iterable[str], stream: str) -> list[Sealed]:
+    """Return the stream's sealed segments among `names` in their order, without those that another one covers.
+
+    >>> sealed_in(["events-000000000000-000000000100.parquet", "events-000000000000-000000000300.parquet"], "events")
+    [Sealed(stream='events', first_seq=0, next_seq=300)]
+    """
+    parsed = (Sealed.parse(name) for name in names)
+    found = [sealed for sealed in parsed if sealed is not None and sealed.stream == stream]
+    widest: list[Sealed] = []
+    for sealed in sorted(found, key=lambda each: (each.first_seq, -each.next_seq)):
+        if not widest or not widest[-1].covers(sealed):
+            widest.append(sealed)
+    return widest
+
+
+def files_of(names: Iterable[str], stream: str) -> list[Segment | Sealed]:
+    """Return the files that hold the stream's records, in the order in which they are read.
+
+    While a segment is there in both forms, the one that its writer wrote counts: it needs nothing to be read. They are
+    removed from the oldest on, so where the first that a sealed segment was made of is there, the others are.
+
+    >>> [each.name for each in files_of(["events-000000000000-000000000100.parquet", "events-000000000050.jsonl"], "events")]
+    ['events-000000000000-000000000100.parquet', 'events-000000000050.jsonl']
+    """
+    names = list(names)
+    segments = segments_in(names, stream)
+    begun = {segment.first_seq for segment in segments}
+    sealed = [each for each in sealed_in(names, stream) if each.first_seq not in begun]
+    return sorted([*segments, *sealed], key=place_in_stream)
+
+
+def place_in_stream(file: Segment | Sealed) -> tuple[int, int]:
+    """Return the sort key of a stream's files."""
+    return file.first_seq, file.attempt if isinstance(file, Segment) else -1
 
 
 def primary_name(number: int) -> str:
