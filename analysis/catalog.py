@@ -46,6 +46,8 @@ _HEADER_BYTES = 4 * 1024
 _READ_BYTES = 4 * 1024 * 1024
 _PARQUET = b"PAR1"
 NO_RECORD = -1
+# A list of names may be old by the time that it is used.
+_LOOK_AGAIN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,30 +207,50 @@ def damaged_lines(file: str) -> Iterator[str]:
 
 
 def _look_at_pieces(catalog: Catalog, run_dir: str, path: Path, verify: bool) -> None:
-    names = [name for name in _directories(path) if is_writer_name(name)]
-    for name in names:
-        is_closed = closed(path, name)
-        files = _files(path / name)
-        for stream in STREAMS:
-            ends, last_kind = _ends(catalog, path / name, files, stream, verify)
-            # Events come first in STREAMS: nothing is written to any stream after an `exit`.
-            is_closed = is_closed or last_kind() == "exit"
-            catalog.segments += [
-                SegmentRow(file, run_dir, name, stream, first, last)
-                for file, first, last in counted(ends, is_closed)
-            ]
-        heard_us = None if is_closed else _heard_us(path / name)
-        catalog.pieces.append(PieceRow(run_dir, name, primary_number(name), is_closed, heard_us))
+    for name in (name for name in _directories(path) if is_writer_name(name)):
+        for again in reversed(range(_LOOK_AGAIN)):
+            try:
+                found = _look_at_piece(run_dir, path, name, verify, is_last_look=not again)
+                break
+            except FileNotFoundError:
+                # Sealed, merged or removed since the names were read: what replaced them has another name.
+                continue
+        catalog.pieces.append(found.piece)
+        catalog.segments += found.segments
+        catalog.notices += found.notices
+
+
+@dataclass(slots=True)
+class _Piece:
+    piece: PieceRow
+    segments: list[SegmentRow] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+
+def _look_at_piece(run_dir: str, path: Path, name: str, verify: bool, is_last_look: bool) -> _Piece:
+    """Raises `FileNotFoundError` if a file of the piece goes meanwhile; at the last look it is left out."""
+    is_closed = closed(path, name)
+    files = _files(path / name)
+    found = _Piece(PieceRow(run_dir, name, primary_number(name), is_closed, None))
+    for stream in STREAMS:
+        ends, last_kind = _ends(found.notices, path / name, files, stream, verify, is_last_look)
+        # Events come first in STREAMS: nothing is written to any stream after an `exit`.
+        is_closed = is_closed or last_kind == "exit"
+        found.segments += [
+            SegmentRow(file, run_dir, name, stream, first, last)
+            for file, first, last in counted(ends, is_closed)
+        ]
+    heard_us = None if is_closed else _heard_us(path / name)
+    found.piece = PieceRow(run_dir, name, primary_number(name), is_closed, heard_us)
+    return found
 
 
 def _ends(
-    catalog: Catalog, piece_dir: Path, names: list[str], stream: str, verify: bool
-) -> tuple[list[tuple[str, int]], Callable[[], str | None]]:
-    """Return (file, last committed seq) of the stream's files, and what tells the kind of the last record of all."""
-    sealed = [each for each in sealed_in(names, stream) if _counts(catalog, piece_dir, each, verify)]
-    found: list[tuple[int, int, str, int]] = [
-        (each.first_seq, -1, str(piece_dir / each.name), each.next_seq - 1) for each in sealed
-    ]
+    notices: list[str], piece_dir: Path, names: list[str], stream: str, verify: bool, is_last_look: bool
+) -> tuple[list[tuple[str, int]], str | None]:
+    """Return (file, last committed seq) of the stream's files in order, and the kind of the last record of all."""
+    sealed = [each for each in sealed_in(names, stream) if _counts(notices, piece_dir, each, verify)]
+    found = [(each.first_seq, -1, str(piece_dir / each.name), each.next_seq - 1) for each in sealed]
     kinds: dict[int, str | None] = {}
     segments = segments_in(names, stream)
     for at, segment in enumerate(segments):
@@ -241,28 +263,27 @@ def _ends(
         try:
             end = _end_of_known_format(file)
         except UnknownFormat as error:
-            catalog.notices.append(f"{file!r} is left out: {error}")
+            notices.append(f"{file!r} is left out: {error}")
+            continue
+        except FileNotFoundError:
+            if not is_last_look:
+                raise
             continue
         if next_seq is None and any(end.seq < each.next_seq for each in holders):
             continue
         found.append((segment.first_seq, segment.attempt, file, end.seq))
         kinds[end.seq] = end.kind
     found.sort()
-
-    def last_kind() -> str | None:
-        last = max((end for *_, end in found), default=NO_RECORD)
-        if last in kinds:
-            return kinds[last]
-        for each in sealed:
-            if each.next_seq - 1 == last:
-                with suppress(Unreadable):
-                    return Brief.load(piece_dir, each).last.kind
-        return None
-
+    last = max((end for *_, end in found), default=NO_RECORD)
+    last_kind = kinds.get(last)
+    for each in sealed:
+        if each.next_seq - 1 == last and last not in kinds:
+            with suppress(Unreadable):
+                last_kind = Brief.load(piece_dir, each).last.kind
     return [(file, end) for *_, file, end in found], last_kind
 
 
-def _counts(catalog: Catalog, piece_dir: Path, sealed: Sealed, verify: bool) -> bool:
+def _counts(notices: list[str], piece_dir: Path, sealed: Sealed, verify: bool) -> bool:
     """Whether a sealed segment is whole, as far as a look at its end tells; with `verify`, each of its bytes."""
     path = piece_dir / sealed.name
     try:
@@ -270,13 +291,15 @@ def _counts(catalog: Catalog, piece_dir: Path, sealed: Sealed, verify: bool) -> 
             is_whole = is_intact(piece_dir, Brief.load(piece_dir, sealed))
         else:
             with open(path, "rb") as file:
-                is_whole = file.seek(0, os.SEEK_END) > 2 * len(_PARQUET) and (
-                    file.seek(-len(_PARQUET), os.SEEK_END) >= 0 and file.read() == _PARQUET
-                )
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - len(_PARQUET)))
+                is_whole = size > 2 * len(_PARQUET) and file.read() == _PARQUET
+    except FileNotFoundError:
+        raise
     except (OSError, Unreadable):
         is_whole = False
     if not is_whole:
-        catalog.notices.append(
+        notices.append(
             f"{str(path)!r} is damaged, and left out: what it was made of counts, if it is still there."
         )
     return is_whole
@@ -286,6 +309,8 @@ def _end_of_known_format(file: str) -> End:
     """Return the segment's end, or raise `UnknownFormat`."""
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise
     except OSError:
         return End()
     try:

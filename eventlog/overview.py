@@ -290,6 +290,9 @@ def _prove_sealed(proof: Proof, piece_dir: Path, stream: str) -> None:
         try:
             if is_intact(piece_dir, Brief.load(piece_dir, sealed)):
                 continue
+        except FileNotFoundError:
+            # Merged since it was listed.
+            continue
         except Unreadable as error:
             cause = str(error)
         if str(path) not in said:

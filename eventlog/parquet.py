@@ -71,7 +71,7 @@ class Brief:
 
     @classmethod
     def load(cls, piece_dir: Path, sealed: Sealed) -> Brief:
-        """Return the brief of a sealed segment, or raise `Unreadable`."""
+        """Return the brief of a sealed segment, or raise `Unreadable`; `FileNotFoundError` if the segment is gone."""
         path = piece_dir / sealed.brief_name
         try:
             fd = os.open(path, _OPEN_FLAGS)
@@ -89,6 +89,8 @@ class Brief:
                 {key: Rollup(**rollup) for key, rollup in content["metrics"].items()},
             )
         except (OSError, BadLine, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, FileNotFoundError) and not (piece_dir / sealed.name).exists():
+                raise
             raise Unreadable(f"{path.name} cannot be read: {error}") from None
 
     def encode(self) -> bytes:

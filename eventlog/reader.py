@@ -48,6 +48,8 @@ FIRST_BYTES = 4096
 TAIL_BYTES = 8 * 1024
 # What a record takes in a segment that is not sealed: by this a sealed one's are counted against a limit of bytes.
 _SEALED_RECORD_BYTES = 400
+# A list of files may be old by the time it is used; one that is old again and again is not worth waiting for.
+_LOOK_AGAIN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,7 @@ class StreamReader:
         """Return the next record, if there is one; the reader is of no further use after it."""
         files = self._segments()
         if files and isinstance(files[0], Sealed) and self.stream == "events" and self.next_seq == 0:
-            with suppress(Unreadable):
+            with suppress(Unreadable, FileNotFoundError):
                 brief = Brief.load(self.piece_dir, files[0])
                 self.header = brief.header
                 return brief.first
@@ -226,8 +228,11 @@ class StreamReader:
         """The segment being read is gone: go on in the one that it was sealed into, if it was."""
         for segment in segments:
             if isinstance(segment, Sealed) and segment.first_seq <= self.next_seq < segment.next_seq:
-                self._enter(segment)
-                return True
+                # The listing of a network file system may name for a while what is gone.
+                is_another = segment != self._segment
+                if is_another:
+                    self._enter(segment)
+                return is_another
         return False
 
     def _beginning(self, segments: list[Segment | Sealed]) -> Segment | Sealed:
@@ -412,24 +417,34 @@ def last_step_of(piece_dir: Path) -> int | None:
     """Return the step of the piece's last metrics; reads the ends of its segments."""
     for file in reversed(_files_of(piece_dir, "events")):
         if isinstance(file, Sealed):
-            with suppress(Unreadable):
+            with suppress(Unreadable, FileNotFoundError):
                 step = Brief.load(piece_dir, file).last_step
                 if step is not None:
                     return step
-        for record in _backwards_in(piece_dir, file):
-            if record.kind == "metrics":
-                return record.step
+        with suppress(FileNotFoundError):
+            for record in _backwards_in(piece_dir, file):
+                if record.kind == "metrics":
+                    return record.step
     return None
 
 
 def newest_first(piece_dir: Path, stream: str = "events") -> Iterator[Record]:
     """Yield the stream's committed records, the newest first; damage is passed over.
 
-    Records of a segment that was begun to hold some once more may come twice. Of a stream other than `events`, the
-    very first may come without its data.
+    Of a stream other than `events`, the very first may come without its data.
     """
-    for file in reversed(_files_of(piece_dir, stream)):
-        yield from _backwards_in(piece_dir, file)
+    oldest_seq: int | None = None
+    for _ in range(_LOOK_AGAIN):
+        try:
+            for file in reversed(_files_of(piece_dir, stream)):
+                for record in _backwards_in(piece_dir, file):
+                    if oldest_seq is None or record.seq < oldest_seq:
+                        oldest_seq = record.seq
+                        yield record
+            return
+        except FileNotFoundError:
+            # Sealed, merged or removed since they were listed: what replaced them is in the next list.
+            continue
 
 
 def _files_of(piece_dir: Path, stream: str) -> list[Segment | Sealed]:
@@ -441,7 +456,7 @@ def _files_of(piece_dir: Path, stream: str) -> list[Segment | Sealed]:
 
 def _backwards_in(piece_dir: Path, file: Segment | Sealed) -> Iterator[Record]:
     if isinstance(file, Sealed):
-        with suppress(Unreadable, FileNotFoundError):
+        with suppress(Unreadable):
             # Most want to know the newest, and need no Parquet for it.
             last = Brief.load(piece_dir, file).last
             yield last
@@ -450,6 +465,8 @@ def _backwards_in(piece_dir: Path, file: Segment | Sealed) -> Iterator[Record]:
         return
     try:
         fd = os.open(piece_dir / file.name, OPEN_FLAGS)
+    except FileNotFoundError:
+        raise
     except OSError:
         return
     with open(fd, "rb"):

@@ -273,7 +273,7 @@ def _remove_covered(piece_dir: Path) -> None:
 def _is_whole(piece_dir: Path, sealed: Sealed) -> bool:
     try:
         return is_intact(piece_dir, Brief.load(piece_dir, sealed))
-    except Unreadable:
+    except (Unreadable, FileNotFoundError):
         return False
 
 
