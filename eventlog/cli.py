@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +187,12 @@ def seal(runs: tuple[str, ...], root: Path | None, as_json: bool) -> None:
 
     Without RUNS, all of them. The log itself stays; `eventlog clean` removes what is not needed any more.
     """
-    from eventlog.parquet import Unreadable
+    from eventlog.parquet import NO_PYARROW, Unreadable
     from eventlog.seal import seal as seal_run
     from eventlog.seal import to_seal
 
+    if find_spec("pyarrow") is None:
+        raise click.ClickException(NO_PYARROW)
     run_dirs = _meant(runs, root)
     outcomes = []
     is_good = True

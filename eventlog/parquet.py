@@ -42,7 +42,7 @@ _ENCODINGS = {
     **dict.fromkeys(("seq", "time", "step", "nth", "int"), "DELTA_BINARY_PACKED"),
     "value": "BYTE_STREAM_SPLIT",
 }
-NO_PYARROW = "it is sealed, and reading it needs pyarrow: pip install pyarrow"
+NO_PYARROW = "what is sealed is Parquet, and that needs pyarrow: pip install 'tidelog[sync]'"
 
 
 class Unreadable(Exception):
