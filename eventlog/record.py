@@ -6,19 +6,21 @@ Invariants
 ----------
 * A line proves itself: its checksum is at a fixed place and covers all the rest.
 * `decode` undoes `encode`: whatever a caller logged comes back equal, or is named in `lossy`.
-* No value makes `encode` fail: one bad value never costs the row it stands in.
+* No value makes `encode` fail: one bad value never costs the row it stands in, whatever its own code does.
 
 There is no file, clock or lock here.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import orjson
@@ -33,6 +35,10 @@ _INT64_MIN, _UINT64_MAX = -(2**63), 2**64 - 1
 _DEPTH_MAX = 200
 # What W&B keeps as a list; a longer array would become a histogram there.
 _ARRAY_MAX = 1_000_000
+# Text in place of a value is for people: 100 MB of bytes must not push their row over the limit of a line.
+_TEXT_MAX_CHARS = 10_000
+# Python refuses more than 4,300 decimal digits, or as few as 640 where a process asked for that. Hex has no limit.
+_DECIMAL_MAX_BITS = 2000
 
 Path = tuple[Any, ...]
 TextMark = list[Any]  # [what, key, …], as in FORMAT.md
@@ -141,6 +147,8 @@ def record_of(content: dict[str, Any]) -> Record:
     """Return the record that an unframed line holds, or raise `BadLine`."""
     try:
         data = content["data"]
+        if type(content["seq"]) is not int or type(content["time"]) is not int or type(data) is not dict:
+            raise TypeError("its seq, time or data is of another type")
         lossy: tuple[Path, ...] = ()
         if "as_text" in content:
             lossy = _restore(data, content["as_text"])
@@ -171,7 +179,7 @@ def encode_data(data: Mapping[Any, Any]) -> tuple[bytes, list[TextMark]]:
         if b"null" not in encoded:
             return encoded, []
     marks: list[TextMark] = []
-    return orjson.dumps(_plain(data, (), marks, set())), marks
+    return orjson.dumps(_plain_mapping(data, (), marks, {id(data)})), marks
 
 
 def json_of(value: Any) -> str:
@@ -186,7 +194,7 @@ def json_of(value: Any) -> str:
         encoded = orjson.dumps(value)
     except TypeError:
         # An integer beyond 64 bits.
-        encoded = b"null"
+        encoded, value = b"null", _without_endless_ints(value)
     if b"null" in encoded:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return encoded.decode()
@@ -200,75 +208,99 @@ def _known_to_science(value: Any) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         if isinstance(value, numpy.generic):
-            return _unwrapped(value.item(), value)
+            return _unwrapped(value)
         if isinstance(value, numpy.ndarray):
             return _listed(value)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        # bfloat16 has no NumPy type; float32 holds all of its values.
+        # Of the floats below 32 bits NumPy has only one; float32 holds all values of each.
         detached = value.detach().cpu()
-        return _listed(detached.float().numpy() if detached.dtype == torch.bfloat16 else detached.numpy())
+        is_small = detached.is_floating_point() and detached.element_size() < 4
+        return _listed(detached.float().numpy() if is_small else detached.numpy())
     raise TypeError(f"no JSON for {type(value).__name__}")
 
 
-def _unwrapped(item: Any, value: Any) -> Any:
-    # A NumPy longdouble's item() is itself: handing it back would ask again for ever.
-    if type(item) is type(value):
-        return float(value)
-    return item
+def _unwrapped(value: Any) -> Any:
+    """Return what a NumPy scalar holds."""
+    item = value.item()
+    if item is None:
+        raise TypeError("NaT is neither a time nor nothing")
+    if type(item) is not type(value):
+        return item
+    # A longdouble's item() is itself: handing it back would ask again for ever.
+    number = float(value)
+    if math.isinf(number) and value != number:
+        raise TypeError("a float of 64 bits ends before this number")
+    return number
 
 
 def _listed(array: Any) -> Any:
     if array.size > _ARRAY_MAX:
         raise TypeError(f"an array of {array.size:,} values is not logged")
-    return array.reshape(-1)[0].item() if array.size == 1 else array.tolist()
+    listed = array.tolist()
+    for _ in range(array.ndim if array.size == 1 else 0):
+        listed = listed[0]
+    return listed
 
 
 def _plain(value: Any, path: Path, marks: list[TextMark], above: set[int]) -> Any:
     """Return `value` in words that JSON has; note in `marks` what became text."""
-    kind = type(value)
-    if value is None or kind is bool:
+    marked = len(marks)
+    try:
+        return _in_words(value, path, marks, above)
+    except RecursionError:
+        text = _too_deep(value)
+    except Exception:  # noqa: BLE001 - a stranger's own code runs here; whatever it does, the row is kept
+        text = _short_text_of(value)
+    del marks[marked:]
+    return _lossy(text, path, marks)
+
+
+def _in_words(value: Any, path: Path, marks: list[TextMark], above: set[int]) -> Any:
+    if value is None or type(value) is bool:
         return value
+    # By Python's own methods: a subclass may have put others in their place.
     if isinstance(value, str):
         return _plain_text(str.__str__(value), path, marks)
     if isinstance(value, int):
-        number = int(value)
+        number = int.__int__(value)
         if _INT64_MIN <= number <= _UINT64_MAX:
             return number
         marks.append(["int", *path])
         return _digits(number)
     if isinstance(value, float):
-        number_f = float(value)
+        number_f = float.__float__(value)
         if math.isfinite(number_f):
             return number_f
         marks.append(["float", *path])
         return "NaN" if number_f != number_f else ("Infinity" if number_f > 0 else "-Infinity")
-    if isinstance(value, (Mapping, list, tuple)):
-        if id(value) in above or len(above) >= _DEPTH_MAX:
-            return _lossy(f"<{kind.__name__} nested in itself or too deep>", path, marks)
-        above.add(id(value))
-        try:
-            if isinstance(value, Mapping):
-                return _plain_mapping(value, path, marks, above)
+    if id(value) in above or len(above) >= _DEPTH_MAX:
+        return _lossy(_too_deep(value), path, marks)
+    above.add(id(value))
+    try:
+        if isinstance(value, Mapping):
+            return _plain_mapping(value, path, marks, above)
+        if isinstance(value, (list, tuple)):
             return [_plain(item, (*path, i), marks, above) for i, item in enumerate(value)]
-        finally:
-            above.discard(id(value))
-    return _plain_stranger(value, path, marks, above)
+        return _plain_stranger(value, path, marks, above)
+    finally:
+        above.discard(id(value))
 
 
 def _plain_mapping(
     value: Mapping[Any, Any], path: Path, marks: list[TextMark], above: set[int]
 ) -> dict[str, Any]:
     plain: dict[str, Any] = {}
-    for key, item in value.items():
+    # Listed in one go, because another thread may change it meanwhile.
+    for key, item in list(value.items()):
         name = key if type(key) is str else _text_of(key)
-        clean = name.encode("utf-8", "replace").decode()
+        clean = _as_utf8(name)
         clashes = clean in plain
         if clashes or clean != name:
             # Two keys became one (1 and "1"): the last wins, and says that it is not all there was.
             marks[:] = [mark for mark in marks if tuple(mark[1 : len(path) + 2]) != (*path, clean)]
             marks.append(["lossy", *path, clean])
-            plain[clean] = _text_of(item).encode("utf-8", "replace").decode()
+            plain[clean] = _as_utf8(_short_text_of(item))
         else:
             plain[clean] = _plain(item, (*path, clean), marks, above)
     return plain
@@ -283,7 +315,7 @@ def _plain_text(value: str, path: Path, marks: list[TextMark]) -> str:
 
 
 def _plain_stranger(value: Any, path: Path, marks: list[TextMark], above: set[int]) -> Any:
-    converters: tuple[Callable[[Any], Any], ...] = (_known_to_science, _by_orjson)
+    converters: tuple[Callable[[Any], Any], ...] = (_known_to_science, _taken_apart, _by_orjson)
     for convert in converters:
         try:
             known = convert(value)
@@ -291,17 +323,41 @@ def _plain_stranger(value: Any, path: Path, marks: list[TextMark], above: set[in
             continue
         if type(known) is not type(value):
             return _plain(known, path, marks, above)
-    return _lossy(_text_of(value), path, marks)
+    return _lossy(_short_text_of(value), path, marks)
+
+
+def _taken_apart(value: Any) -> Any:
+    """Dataclasses and enums, as orjson takes them apart; it would write a NaN in them as null."""
+    if isinstance(value, Enum):
+        return value.value
+    return {
+        part.name: getattr(value, part.name)
+        for part in dataclasses.fields(value)
+        if not part.name.startswith("_")
+    }
 
 
 def _by_orjson(value: Any) -> Any:
-    """Dataclasses, enums, dates and UUIDs, as orjson writes them."""
+    """Dates and UUIDs, as orjson writes them."""
     return orjson.loads(orjson.dumps(value))
 
 
 def _lossy(text: str, path: Path, marks: list[TextMark]) -> str:
     marks.append(["lossy", *path])
-    return text.encode("utf-8", "replace").decode()
+    return _as_utf8(text)
+
+
+def _as_utf8(text: str) -> str:
+    return str.encode(text, "utf-8", "replace").decode()
+
+
+def _too_deep(value: Any) -> str:
+    return f"<{type(value).__name__} nested in itself or too deep>"
+
+
+def _short_text_of(value: Any) -> str:
+    text = _text_of(value)
+    return text if len(text) <= _TEXT_MAX_CHARS else f"{text[:_TEXT_MAX_CHARS]}… ({len(text):,} characters)"
 
 
 def _text_of(value: Any) -> str:
@@ -312,11 +368,16 @@ def _text_of(value: Any) -> str:
 
 
 def _digits(number: int) -> str:
-    # str() of a huge int is refused by Python's own limit on digits; hex has none.
-    try:
-        return str(number)
-    except ValueError:
-        return hex(number)
+    return str(number) if number.bit_length() <= _DECIMAL_MAX_BITS else hex(number)
+
+
+def _without_endless_ints(value: Any) -> Any:
+    """Return `value` with text in place of the integers that a Python may refuse to write in full."""
+    if isinstance(value, dict):
+        return {key: _without_endless_ints(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_endless_ints(item) for item in value]
+    return _digits(value) if type(value) is int and value.bit_length() > _DECIMAL_MAX_BITS else value
 
 
 def _restore(data: Any, as_text: list[TextMark]) -> tuple[Path, ...]:

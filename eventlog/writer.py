@@ -11,6 +11,8 @@ Invariants
 * A seq is taken by a successful write, so seqs have no gaps.
 * A file ends on a whole record, but for the write under way; a file that could not be cut back is never added to.
 * A segment whose fsync failed is not trusted again: what it may have lost is written once more, elsewhere.
+* `sync` returned True ⇒ every record there is is on the disk, also those of segments that were closed meanwhile; once
+  nobody can vouch for one of them, it never says so again.
 * `append` never waits for a disk: what waits is `sync`, which another thread calls (`durability="always"` is the
   exception that the caller asked for).
 
@@ -27,7 +29,7 @@ import errno
 import os
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -58,6 +60,7 @@ _ATTEMPTS_MAX = 1000
 class _OpenSegment:
     """A file that this process appends to, or did and has still to sync."""
 
+    # -1 once there were too many: a sync opens it again.
     fd: int
     name: str
     first_seq: int
@@ -84,6 +87,11 @@ class _OpenSegment:
         self.synced_seq = before_seq
         while self.unsynced and self.unsynced[0][0] < before_seq:
             self._forget_one()
+
+    def forget(self) -> None:
+        """Keep no line in memory."""
+        while self.unsynced:
+            self.forgotten_seq = self._forget_one() + 1
 
     def _forget_one(self) -> int:
         seq, line = self.unsynced.popleft()
@@ -131,15 +139,18 @@ class StreamWriter:
         self._identity = (log_id, writer, token)
         # Through the descriptor, so that a directory that is moved while it is written keeps its writer.
         self._dir_fd = os.open(piece_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        # All that have a descriptor: the current one, and those that are not yet known to be on the disk.
+        # The current one, and those that are not yet known to be on the disk.
         self._open: list[_OpenSegment] = []
+        # Whether there is a record that may not be on the disk, and that no later sync can put there.
+        self._is_unsure = False
         # Taken before `lock`, never inside it.
         self._sync_lock = threading.RLock()
         self._is_syncing = False
         # The mark of the call that began last: if `_at` does not carry it, a call was cut short or cut in on.
         self._latest: object = None
         self._at: _At = (0, 0, None, None)
-        self._owed: dict[str, int] = {}
+        # Counted without a call in between, at which a signal handler could count as well.
+        self._owed: defaultdict[str, int] = defaultdict(int)
         # Not `lock`: another stream's writer says here what it dropped, while it holds its own.
         self._owed_lock = threading.RLock()
         self._is_writing = False
@@ -204,7 +215,7 @@ class StreamWriter:
 
     def sync_record(self) -> bool:
         """Make the record that was just written durable, or count it as dropped."""
-        if self.sync():
+        if self._sync_all():
             return True
         with self.lock:
             self.dropped += 1
@@ -213,7 +224,7 @@ class StreamWriter:
     def owe_gap(self, reason: str) -> None:
         """Let a `gap` record say, before the next record, that one was dropped."""
         with self._owed_lock:
-            self._owed[reason] = self._owed.get(reason, 0) + 1
+            self._owed[reason] += 1
 
     def retry_now(self) -> None:
         """Let the next `append` try, however recently the last one failed."""
@@ -223,7 +234,8 @@ class StreamWriter:
         """Say whether somebody deleted the current segment; if so, the next record begins a new one, or is dropped."""
         with self.lock:
             segment = self._at[2]
-            if segment is None or self._is_writing:
+            # Nobody closes what a sync is using just now; whoever asks, asks again.
+            if segment is None or self._is_writing or self._is_syncing:
                 return False
             try:
                 # A file that cannot be asked (a stale handle) cannot be written either, and `append` says that.
@@ -241,6 +253,9 @@ class StreamWriter:
 
         Waits for the disk, while `append` goes on in other threads.
         """
+        return self._sync_all() and not self._is_unsure
+
+    def _sync_all(self) -> bool:
         with self.lock:
             if self._is_writing:
                 return self._sync_nested()
@@ -484,10 +499,17 @@ class StreamWriter:
 
     def _close_old(self) -> None:
         """Let go of segments that no sync will come for, or that a failing disk makes too many."""
-        old = [segment for segment in self._open if segment is not self._at[2]]
+        old = [segment for segment in self._open if segment is not self._at[2] and segment.fd >= 0]
         # Nobody closes what a sync is using just now.
         while len(old) > (_RETIRED_MAX if self._remembers else 0) and not self._is_syncing:
-            self._close_segment(old.pop(0))
+            segment = old.pop(0)
+            segment.forget()
+            if segment.is_distrusted:
+                self._is_unsure = True
+                self._close_segment(segment)
+            else:
+                fd, segment.fd = segment.fd, -1
+                _close(fd)
 
     def _close_segment(self, segment: _OpenSegment) -> None:
         self._open.remove(segment)
@@ -546,7 +568,16 @@ class StreamWriter:
                 if error.errno not in (errno.EINVAL, errno.ENOTSUP):
                     raise
             segment.is_named_durably = True
-        os.fdatasync(segment.fd)
+        if segment.fd >= 0:
+            os.fdatasync(segment.fd)
+            return
+        # What was deleted meanwhile need not be synced.
+        with suppress(FileNotFoundError):
+            fd = os.open(segment.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._dir_fd)
+            try:
+                os.fdatasync(fd)
+            finally:
+                _close(fd)
 
     def _rewrite(self, failed: _OpenSegment) -> bool:
         """Write what `failed` may have lost into a segment of its own, with the same seqs, and sync that.
@@ -579,8 +610,11 @@ class StreamWriter:
             self._close_segment(failed)
         if fresh is not None:
             _close(fresh.fd)
-        # Lines that were forgotten, or never remembered, are where an fsync failed.
-        return self._remembers and failed.forgotten_seq <= failed.synced_seq
+        if not self._remembers or failed.forgotten_seq > failed.synced_seq:
+            # Lines that were forgotten, or never remembered, are where an fsync failed.
+            self._is_unsure = True
+            return False
+        return True
 
 
 def _records_in(data: bytes) -> Iterator[tuple[int, bytes]]:

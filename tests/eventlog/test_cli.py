@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import subprocess
@@ -15,7 +14,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 import eventlog
-from eventlog import parquet
 from eventlog.cli import main
 from tests.logs import HandmadePiece, handmade_run, resumed
 
@@ -415,107 +413,10 @@ def test_a_later_format_is_reported_and_the_other_segments_are_read(tmp_path: Pa
     assert "Update tidelog" in proof["damage"][0]["cause"]
 
 
-# ── seal, clean ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_seal_says_what_it_sealed_and_clean_what_it_removed(tmp_path: Path):
-    log = finished_run(tmp_path)
-    size = log.segment.stat().st_size
-
-    (sealed,) = objects(call(tmp_path, "seal", "--json"))
-    (planned,) = objects(call(tmp_path, "clean", "--dry-run", "--json"))
-    is_there = log.segment.exists()
-    (removed,) = objects(call(tmp_path, "clean", "--json"))
-
-    assert (sealed["run"], sealed["records"], sealed["size_before"], sealed["damage"]) == (
-        "demo/run",
-        7,
-        size,
-        [],
-    )
-    assert [Path(path).name for path in sealed["sealed"]] == ["events-000000000000-000000000007.parquet"]
-    assert planned == removed
-    assert planned == {
-        "run": "demo/run",
-        "path": str(log.segment),
-        "size": size,
-        "removed": True,
-        "kept_because": None,
-    }
-    assert (is_there, log.segment.exists()) == (True, False)
-
-
-def test_clean_tells_a_person_why_something_stays(tmp_path: Path):
-    finished_run(tmp_path, "whole")
-    finished_run(tmp_path, "new")
-    call(tmp_path, "seal", "whole")
-
-    said = call(tmp_path, "clean", "--dry-run").stdout
-
-    assert "would go" in said
-    assert "stays: it is not sealed: `eventlog seal` seals it" in said
-    assert "would be freed" in said
-
-
-def test_seal_exits_with_1_and_names_what_is_damaged(tmp_path: Path):
-    log = finished_run(tmp_path)
-    log.overwrite(log.offset_of(3) + 30, b"\xff")
-    finished_run(tmp_path, "whole")
-
-    result = call(tmp_path, "seal")
-
-    assert result.exit_code == 1
-    assert "demo/run: events-000000000000.jsonl is damaged and not sealed" in result.stderr
-    assert "demo/whole" in result.stdout
-
-
-def test_a_disk_that_refuses_costs_the_other_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    # faults: 62
-    first, _ = finished_run(tmp_path, "a"), finished_run(tmp_path, "b")
-    create = parquet._create
-
-    def full(path: Path) -> Any:
-        if path.parent == first.piece.dir:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return create(path)
-
-    monkeypatch.setattr(parquet, "_create", full)
-    result = call(tmp_path, "seal")
-
-    assert result.exit_code == 1
-    assert "demo/a could not be sealed" in result.stderr
-    assert "Its log is intact." in result.stderr
-    assert len(list(tmp_path.rglob("*.parquet"))) == 1
-    assert call(tmp_path, "verify").exit_code == 0
-
-
-def test_seal_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    finished_run(tmp_path)
-    monkeypatch.setattr("eventlog.cli.find_spec", lambda name: None)
-
-    result = call(tmp_path, "seal")
-
-    assert result.exit_code == 1
-    assert "pip install 'tidelog[sync]'" in result.stderr
-
-
-def test_everything_is_said_alike_of_a_sealed_run(tmp_path: Path):
-    finished_run(tmp_path)
-    commands = [("ls",), ("show", "run"), ("tail", "run", "-n", "3"), ("verify",)]
-    before = [objects(call(tmp_path, *command, "--json")) for command in commands]
-    call(tmp_path, "seal")
-    call(tmp_path, "clean")
-    after = [objects(call(tmp_path, *command, "--json")) for command in commands]
-
-    for said in (before, after):
-        del said[0][0]["size_bytes"], said[1][0]["size_bytes"]
-    assert after == before
-
-
 def test_every_command_is_listed_and_explains_itself():
     listed = CliRunner().invoke(main, ["--help"]).stdout
 
-    for name in ("ls", "show", "tail", "verify", "seal", "clean"):
+    for name in ("ls", "show", "tail", "verify"):
         assert name in listed
         assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
 

@@ -244,7 +244,14 @@ def test_what_is_not_a_line_is_damage(line):
 
 
 def test_a_whole_line_that_is_no_record_is_damage_and_not_a_crash():
-    for rest in (b'"seq":0}', b"1]", b'"seq":0,"time":1,"kind":"x","data":{},"as_text":[["float","gone"]]}'):
+    for rest in (
+        b'"seq":0}',
+        b"1]",
+        b'"seq":0,"time":1,"kind":"x","data":{},"as_text":[["float","gone"]]}',
+        b'"seq":"0","time":1,"kind":"x","data":{}}',
+        b'"seq":0,"time":null,"kind":"x","data":{}}',
+        b'"seq":0,"time":1,"kind":"x","data":[1]}',
+    ):
         with pytest.raises(BadLine):
             decode(frame(rest)[:-1])
 

@@ -133,6 +133,22 @@ def test_a_symlink_under_a_segments_name_is_not_followed(tmp_path: Path):
     assert target.read_text() == "untouched"
 
 
+def test_a_segment_cut_to_nothing_under_its_writer_has_no_hole_and_keeps_what_comes_after(tmp_path: Path):
+    # faults: 25, 27
+    log = open_writer(tmp_path)
+    for i in range(3):
+        log.append("metrics", {"i": i})
+
+    os.truncate(tmp_path / "events-000000000000.jsonl", 0)
+    for i in range(3, 6):
+        log.append("metrics", {"i": i})
+
+    records, damage = read_all(tmp_path)
+    assert [record.data["i"] for record in records] == [3, 4, 5]
+    assert [(each.first_seq, each.last_seq) for each in damage] == [(0, 2)]
+    assert log.sync()
+
+
 def test_an_old_segment_is_followed_by_a_new_one(tmp_path: Path):
     clock = Clock()
     log = open_writer(tmp_path, clock_s=clock)
@@ -202,6 +218,7 @@ def test_a_record_over_the_limit_is_dropped_and_those_around_it_survive(tmp_path
 
 
 def test_a_deleted_segment_is_noticed_and_the_next_record_is_kept(tmp_path: Path):
+    # faults: 31
     log = open_writer(tmp_path)
     log.append("metrics", {"i": 0})
     assert not log.is_deleted()
@@ -213,7 +230,26 @@ def test_a_deleted_segment_is_noticed_and_the_next_record_is_kept(tmp_path: Path
     assert segments(tmp_path) == ["events-000000000001.jsonl"]
 
 
+def test_a_segment_deleted_while_it_is_synced_stays_open_until_the_sync_is_over(tmp_path: Path):
+    # faults: 31
+    log = open_writer(tmp_path)
+    log.append("metrics", {"i": 0})
+    real, said = log._force, []
+
+    def delete_and_look(segment: Any) -> None:
+        (tmp_path / segment.name).unlink()
+        said.append(log.is_deleted())
+        real(segment)
+
+    log._force = delete_and_look  # type: ignore[method-assign]
+
+    assert log.sync()
+    assert said == [False]
+    assert log.is_deleted()
+
+
 def test_a_deleted_directory_is_counted_and_never_silent(tmp_path: Path):
+    # faults: 31
     directory = tmp_path / "piece"
     directory.mkdir()
     log = open_writer(directory)
@@ -701,6 +737,68 @@ def test_a_fsync_that_fails_without_durability_is_said_and_costs_no_record(tmp_p
     strace("fdatasync:error=EIO:when=2", appending("none", second_sync=False), tmp_path)
 
     assert values_in(tmp_path) == list(range(30))
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize(("durability", "failures"), [("none", 11), ("interval", 30)])
+def test_what_nobody_can_vouch_for_is_never_said_to_be_durable(
+    tmp_path: Path, durability: str, failures: int
+):
+    # faults: 57, 64
+    script = """
+import sys
+from pathlib import Path
+from eventlog import writer
+from eventlog.segment import ROTATE_AGE_S
+now_s = [0.0]
+clock_s = lambda: now_s[0]
+log = writer.StreamWriter(Path(sys.argv[1]), "a" * 32, "main-0001", "0" * 8, "events", DURABILITY, clock_s)
+# More segments than are kept in memory, each of which fails its sync.
+for i in range(writer._RETIRED_MAX + 3):
+    assert log.append("metrics", {"i": i})
+    assert not log.sync()
+    now_s[0] += ROTATE_AGE_S
+"""
+    healed = """
+for _ in range(40):
+    now_s[0] += 60
+    log.sync()
+assert log.append("metrics", {"i": "healed"})
+assert not log.sync()
+assert not log.is_dirty
+assert log.dropped == 0
+"""
+    strace(
+        f"fdatasync:error=EIO:when=1..{failures}",
+        script.replace("DURABILITY", repr(durability)) + healed,
+        tmp_path,
+    )
+
+    assert values_in(tmp_path) == [*range(11), "healed"]
+
+
+@pytest.mark.parametrize("durability", ["none", "interval"])
+def test_a_sync_comes_for_every_segment_however_many_were_closed_before_it(
+    tmp_path: Path, durability: str, monkeypatch: pytest.MonkeyPatch
+):
+    # faults: 57
+    clock = Clock()
+    log = open_writer(tmp_path, durability, clock)
+    for i in range(writer_module._RETIRED_MAX + 3):
+        log.append("metrics", {"i": i})
+        clock.now_s += ROTATE_AGE_S
+    synced: list[str] = []
+    real = os.fdatasync
+
+    def fdatasync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+
+    assert log.sync()
+    assert sorted(synced) == [str(tmp_path / name) for name in segments(tmp_path)]
+    assert not log.is_dirty
 
 
 @pytest.mark.needs_root
