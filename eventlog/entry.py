@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from eventlog.errors import RunExists, RunNotFound
+from eventlog.outcome import SummaryState
 from eventlog.piece import (
     HEARTBEAT_S,
     LOCK_FILE,
@@ -63,6 +64,11 @@ class Earlier:
     runtime_s: float = 0.0
     has_exited: bool = False
     """Whether the newest piece ends in an `exit`."""
+    summary: SummaryState = field(default_factory=SummaryState)
+    about: dict[str, Any] = field(default_factory=dict)
+    """Notes, tags, group and job type, where there are any."""
+    wandb: dict[str, Any] = field(default_factory=dict)
+    """What W&B was told in the `_wandb` block of the config."""
     _row_is_open: bool = False
     _piece_began_us: int | None = None
     _piece_runtime_s: float = 0.0
@@ -77,10 +83,13 @@ class Earlier:
     def take(self, record: Record) -> None:
         """Go on by one record."""
         self.has_exited = record.kind == "exit"
+        self.summary.take(record)
         if record.kind == "start":
             self.config.update(record.data.get("config") or {})
-            self.name = record.data.get("name") or self.name
             self.step = max(self.step, record.data.get("step") or 0)
+            self._take_facts(record.data)
+        elif record.kind == "facts":
+            self._take_facts(record.data)
         elif record.kind == "config":
             self.config.update(record.data)
         elif record.kind == "metrics" and record.step is not None and record.step >= self.step:
@@ -89,6 +98,12 @@ class Earlier:
         if self._piece_began_us is None:
             self._piece_began_us = record.time_us
         self._piece_runtime_s = max(0.0, (record.time_us - self._piece_began_us) / 1e6)
+
+    def _take_facts(self, facts: dict[str, Any]) -> None:
+        self.name = facts.get("name") or self.name
+        self.wandb.update(facts.get("wandb") or {})
+        told = ("notes", "tags", "group", "job_type")
+        self.about.update({name: facts[name] for name in told if facts.get(name) is not None})
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,26 @@ class EventlogError(Exception):
     """Anything below."""
 
 
+class UsageError(EventlogError):
+    """A call that does not make sense now: before `init`, or after `finish`."""
+
+
+class UnsupportedError(UsageError):
+    """Only W&B's servers can do it, and nothing here talks to them."""
+
+
+class ConfigError(EventlogError, ValueError):
+    """A value of the config would change without `allow_val_change=True`, or a config file cannot be taken."""
+
+
+class CommError(EventlogError):
+    """Never raised: nothing here talks to a server.  It is for the scripts that catch it."""
+
+
+class AuthenticationError(CommError):
+    """Never raised, as `CommError`."""
+
+
 class RootNotWritable(EventlogError):
     """The root cannot be created or written to."""
 
@@ -23,3 +43,7 @@ class RunNotFound(EventlogError):
 
 class NotARun(EventlogError):
     """A directory without a readable `run.json`."""
+
+
+# W&B's name of the first of them.
+Error = EventlogError

@@ -4,42 +4,52 @@ Invariants
 ----------
 * What the mapping shows is what the log says, once the log has it: a change is recorded before it shows.
 * What was read out is a copy where it is a container: changing it changes nothing, here or in the log.
+* A value of the config changes only where that was allowed; a value that a sweep has set never does.
 
-The mappings know no file: they hand each change to the function that they were made with.
+The mappings know no file: they hand each change to the function that they were made with.  Of what a config may be
+made is decided in `configs`, what a summary shows in `summary`.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-Path = tuple[str, ...]
+from eventlog.configs import as_config, detached, friendly
+from eventlog.errors import ConfigError
+from eventlog.outcome import Path, SummaryState
 
 
 class Config(Mapping[str, Any]):
     """What the run was started with.  `config["lr"]` and `config.lr` are the same."""
 
-    __slots__ = ("_items", "_record")
+    __slots__ = ("_allow_val_change", "_items", "_locked", "_record", "_tell")
 
-    def __init__(self, items: Mapping[str, Any], record: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        items: Mapping[str, Any],
+        record: Callable[[dict[str, Any]], None],
+        allow_val_change: bool | None = None,
+        locked: Iterable[str] = (),
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`locked` keys never change; `tell` gets a sentence when one was to."""
         object.__setattr__(self, "_items", dict(items))
         object.__setattr__(self, "_record", record)
+        object.__setattr__(self, "_allow_val_change", bool(allow_val_change))
+        object.__setattr__(self, "_locked", frozenset(locked))
+        object.__setattr__(self, "_tell", tell)
 
     def update(self, values: Any = (), allow_val_change: bool | None = None) -> None:
-        """Set several values at once.
+        """Set several values at once; raise `ConfigError` if one is there with another value.
 
-        A value may change, and the log keeps what it was before; `allow_val_change=False` refuses that.
+        With `allow_val_change=True` it changes, and the log keeps what it was before.
         """
-        changes = as_config(values)
-        if allow_val_change is False:
-            for key, value in changes.items():
-                if key in self._items and self._items[key] != value:
-                    raise ValueError(
-                        f"config {key!r} is {self._items[key]!r} and would become {value!r}. "
-                        "Leave out allow_val_change=False to let it change."
-                    )
+        changes = self._free(as_config(values))
+        may_change = self._allow_val_change if allow_val_change is None else allow_val_change
+        if not may_change:
+            self._refuse_changes(changes)
         if changes:
             self._record(changes)
             self._items.update(changes)
@@ -48,11 +58,14 @@ class Config(Mapping[str, Any]):
         """Set those of `values` that are not there yet."""
         self.update({key: value for key, value in as_config(values).items() if key not in self._items})
 
+    def persist(self) -> None:
+        """Do nothing: every change is in the log already."""
+
     def as_dict(self) -> dict[str, Any]:
         return copy.deepcopy(self._items)
 
     def __getitem__(self, key: str) -> Any:
-        return _detached(self._items[key])
+        return detached(self._items[key])
 
     def __setitem__(self, key: str, value: Any) -> None:
         self.update({key: value})
@@ -78,52 +91,87 @@ class Config(Mapping[str, Any]):
     def __repr__(self) -> str:
         return f"Config({self._items!r})"
 
+    def _free(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Return the changes less those of locked keys."""
+        for key in changes.keys() & self._locked:
+            if not _is_same(self._items.get(key), changes[key]):
+                self._tell(f"the sweep has set config {key!r}: it stays {self._items.get(key)!r}.")
+        return {key: value for key, value in changes.items() if key not in self._locked}
+
+    def _refuse_changes(self, changes: Mapping[str, Any]) -> None:
+        for key, value in changes.items():
+            if key in self._items and not _is_same(self._items[key], value):
+                raise ConfigError(
+                    f"config {key!r} is {self._items[key]!r} and would become {value!r}. "
+                    "To change it, use config.update(…, allow_val_change=True)."
+                )
+
+
+class StaticConfig(dict[str, Any]):
+    """A copy of the config that cannot be changed."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        raise AttributeError("config_static is a copy that cannot be changed. Change run.config.")
+
 
 class Summary(MutableMapping[str, Any]):
-    """What the run came to: the last value of each metric that this process logged, and what was set here.
+    """What the run came to: the last value of each metric, or what `define_metric` makes of it, and what was set here.
 
-    `summary["a"]["b"] = 1` sets the inner value. What is shown elsewhere is made from the log, by `define_metric`'s rules.
+    `summary["a"]["b"] = 1` sets the inner value.
     """
 
-    __slots__ = ("_items", "_path", "_record")
+    __slots__ = ("_path", "_record", "_state")
 
     def __init__(
         self,
         record: Callable[[list[tuple[Path, Any]], list[Path]], None],
-        items: dict[str, Any] | None = None,
+        state: SummaryState | None = None,
         path: Path = (),
     ) -> None:
         object.__setattr__(self, "_record", record)
-        object.__setattr__(self, "_items", {} if items is None else items)
+        object.__setattr__(self, "_state", SummaryState() if state is None else state)
         object.__setattr__(self, "_path", path)
-
-    def show_logged(self, row: Mapping[str, Any], is_flat: bool) -> None:
-        """Take over the values of a logged row, which has its record already."""
-        # A nested dict is the caller's: setting a value inside of it here must not change it there.
-        self._items.update(row if is_flat else {key: _detached(value) for key, value in row.items()})
 
     def update(self, *mappings: Any, **named: Any) -> None:
         """Set several values, in one record."""
         values = dict(*mappings, **named)
         if values:
             plain = {str(key): _without_views(value) for key, value in values.items()}
+            if self._is_in_one_value():
+                self._replace_the_whole({**self._as_dict(), **plain})
+                return
             self._record([((*self._path, key), value) for key, value in plain.items()], [])
-            self._items.update(plain)
+            for key, value in plain.items():
+                self._state.set_at((*self._path, key), value)
 
     def __getitem__(self, key: str) -> Any:
-        value = self._items[key]
+        value = self._items()[key]
         if isinstance(value, dict):
-            return Summary(self._record, value, (*self._path, key))
-        return _detached(value)
+            return Summary(self._record, self._state, (*self._path, key))
+        return detached(value)
 
     def __setitem__(self, key: str, value: Any) -> None:
         self.update({key: value})
 
     def __delitem__(self, key: str) -> None:
-        if key not in self._items:
+        if key not in self._items():
             raise KeyError(key)
+        if self._is_in_one_value():
+            self._replace_the_whole(
+                {other: value for other, value in self._as_dict().items() if other != key}
+            )
+            return
         self._record([], [(*self._path, key)])
-        del self._items[key]
+        self._state.delete((*self._path, key))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -137,46 +185,59 @@ class Summary(MutableMapping[str, Any]):
     def __setattr__(self, name: str, value: Any) -> None:
         self.update({name: value})
 
+    def __delattr__(self, name: str) -> None:
+        del self[name]
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
+        return iter(self._items())
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._items())
 
     def __repr__(self) -> str:
-        return f"Summary({self._items!r})"
+        return f"Summary({self._items()!r})"
+
+    def _as_dict(self) -> dict[str, Any]:
+        """Return it as plain dicts; scripts know this name of W&B's."""
+        return copy.deepcopy(self._items())
+
+    def _is_in_one_value(self) -> bool:
+        return self._state.set_by_hand_above((*self._path, "")) is not None
+
+    def _replace_the_whole(self, changed: dict[str, Any]) -> None:
+        """Set the dict that this is a part of once more: it was set as one value, and W&B knows no part of it."""
+        top = self._state.set_by_hand_above((*self._path, ""))
+        assert top is not None
+        whole = Summary(self._record, self._state, top)._as_dict()
+        below = self._path[len(top) :]
+        if below:
+            part = whole
+            for key in below[:-1]:
+                part = part[key]
+            part[below[-1]] = changed
+        else:
+            whole = changed
+        self._record([(top, whole)], [])
+        self._state.set_at(top, whole)
+
+    def _items(self) -> dict[str, Any]:
+        tree: dict[str, Any] = self._state.items
+        for key in self._path:
+            below = tree.get(key)
+            # What this is a view of may have been deleted since.
+            tree = below if isinstance(below, dict) else {}
+        return tree
 
 
-def as_config(values: Any) -> dict[str, Any]:
-    """Return the config that a mapping, a dataclass or an `argparse.Namespace` stands for, or raise `TypeError`."""
-    if values is None:
-        return {}
-    if isinstance(values, Mapping):
-        items = dict(values)
-    elif dataclasses.is_dataclass(values) and not isinstance(values, type):
-        items = dataclasses.asdict(values)
-    elif hasattr(values, "__dict__") and not isinstance(values, type):
-        items = {key: value for key, value in vars(values).items() if not key.startswith("_")}
-    else:
-        try:
-            items = dict(values)
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"a config is a dict, a dataclass or an argparse.Namespace, not {values!r}. "
-                "Read a file first: config=yaml.safe_load(open(path))."
-            ) from None
-    return {str(key): _detached(value) for key, value in items.items()}
-
-
-def _detached(value: Any) -> Any:
-    """Return a copy of a container, so that nobody changes it without a record."""
-    if not isinstance(value, (dict, list, set)):
-        return value
+def _is_same(there: Any, value: Any) -> bool:
     try:
-        return copy.deepcopy(value)
-    except Exception:  # noqa: BLE001 - a stranger's __deepcopy__ may do anything; the value itself is still good
-        return value
+        # NaN is itself here: a config that is given again is no change.
+        return bool(there == value) or bool(there != there and value != value)
+    except (TypeError, ValueError, RuntimeError):
+        # Arrays compare cell by cell, and may have no single answer.
+        return bool(friendly(there) == friendly(value))
 
 
 def _without_views(value: Any) -> Any:
-    return copy.deepcopy(value._items) if isinstance(value, Summary) else _detached(value)
+    """Return a value that is the caller's no more: nothing but plain dicts where it is read from a summary."""
+    return value._as_dict() if isinstance(value, Summary) else detached(value)

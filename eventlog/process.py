@@ -35,11 +35,16 @@ def rank_of(environ: Mapping[str, str]) -> int:
     return _first_number(environ, _RANK) or 0
 
 
-def facts(version: str) -> dict[str, Any]:
-    """Return the process's part of a `start` record."""
-    cwd, program, repository = _cwd(), _program(), _repository()
+def facts(version: str, given: Mapping[str, Any] | None = None, with_git: bool = True) -> dict[str, Any]:
+    """Return the process's part of a `start` record.
+
+    Of `given` come `host`, `program`, `email` and `git`, where a person wants them other than they look.
+    """
+    given = given or {}
+    cwd, program = _cwd(), given.get("program") or _program()
+    repository = _repository() if with_git else None
     return {
-        "host": this_host(),
+        "host": given.get("host") or this_host(),
         "boot_id": this_boot_id(),
         "pid": os.getpid(),
         "rank": rank_of(os.environ),
@@ -55,8 +60,8 @@ def facts(version: str) -> dict[str, Any]:
         "os": platform.platform(),
         "cpu_count": os.cpu_count(),
         "machine": machine(os.environ),
-        "email": os.environ.get("WANDB_USER_EMAIL") or None,
-        "git": _git(repository),
+        "email": given.get("email") or os.environ.get("WANDB_USER_EMAIL") or None,
+        "git": _git(repository, given.get("git") or {}) if with_git else None,
         "version": version,
     }
 
@@ -71,6 +76,18 @@ def machine(environ: Mapping[str, str]) -> dict[str, Any]:
         used = disk.f_blocks - disk.f_bfree
         facts["disk"] = {"/": {"total": disk.f_blocks * disk.f_frsize, "used": used * disk.f_frsize}}
     return {name: fact for name, fact in facts.items() if fact}
+
+
+def default_project() -> str:
+    """Return the project of a run that names none: the repository and the program's place in it, as W&B has it."""
+    repository = _repository()
+    if repository is None:
+        return "uncategorized"
+    try:
+        place = str(Path(_program()).parent.resolve().relative_to(repository.resolve()))
+    except (OSError, ValueError):
+        place = "."
+    return repository.name if place == "." else f"{repository.name}-{place}".replace("/", "_")
 
 
 def relative_code_path(program: str, root: Path) -> str | None:
@@ -130,13 +147,16 @@ def _repository() -> Path | None:
     return next((parent for parent in around if (parent / ".git").exists()), None)
 
 
-def _git(repository: Path | None) -> dict[str, str | None] | None:
-    """Return the commit and remote of the repository, or None outside of one."""
-    if repository is None:
+def _git(repository: Path | None, given: Mapping[str, Any]) -> dict[str, str | None] | None:
+    """Return the commit and remote that were given, or those of the repository; None outside of one."""
+    if repository is None and not given:
         return None
-    remote = _git_says("config", "--get", "remote.origin.url")
+    remote, commit = given.get("remote"), given.get("commit")
+    if repository is not None:
+        remote = remote or _git_says("config", "--get", "remote.origin.url")
+        commit = commit or _git_says("rev-parse", "--verify", "HEAD")
     return {
-        "commit": _git_says("rev-parse", "--verify", "HEAD"),
+        "commit": commit,
         "remote": without_credentials(remote) if remote else None,
     }
 

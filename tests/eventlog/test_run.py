@@ -317,7 +317,7 @@ def test_an_alert_that_is_none_is_refused_before_anything_happens(tmp_path: Path
 def test_a_change_of_the_config_is_a_record(tmp_path: Path):
     run = begin(tmp_path, config={"lr": 1.0, "model": {"size": 1}})
 
-    run.config["lr"] = 0.5
+    run.config.update({"lr": 0.5}, allow_val_change=True)
     run.config.steps = 10
     run.config.update({"a": 1, "b": 2})
 
@@ -331,11 +331,11 @@ def test_a_change_of_the_config_is_a_record(tmp_path: Path):
     assert dict(run.config) == {"lr": 0.5, "model": {"size": 1}, "steps": 10, "a": 1, "b": 2}
 
 
-def test_a_config_value_may_be_protected_from_change(tmp_path: Path):
+def test_a_config_value_is_protected_from_change(tmp_path: Path):
     run = begin(tmp_path, config={"lr": 1.0})
 
     with pytest.raises(ValueError, match=r"'lr' is 1\.0 and would become 2\.0"):
-        run.config.update({"lr": 2.0, "new": 1}, allow_val_change=False)
+        run.config.update({"lr": 2.0, "new": 1})
 
     assert dict(run.config) == {"lr": 1.0}
     assert of_kind(run, "config") == []
@@ -365,7 +365,7 @@ def test_a_config_may_be_a_dict_a_namespace_or_a_dataclass(tmp_path: Path, confi
 
 def test_a_config_that_is_none_is_refused_before_anything_happens(tmp_path: Path):
     with pytest.raises(TypeError, match="a config is a dict"):
-        begin(tmp_path, config="config.yaml")
+        begin(tmp_path, config=5)
 
     assert list(tmp_path.iterdir()) == []
 
@@ -383,9 +383,10 @@ def test_a_change_of_the_summary_is_a_record(tmp_path: Path):
     assert [record.data for record in of_kind(run, "summary")] == [
         {"set": [[["best"], 1.0]], "delete": []},
         {"set": [[["eval"], {"acc": 0.5}]], "delete": []},
-        {"set": [[["eval", "loss"], 2.0]], "delete": []},
+        # W&B takes a dict that was set for one value, and forgets the rest of it when a part is set.
+        {"set": [[["eval"], {"acc": 0.5, "loss": 2.0}]], "delete": []},
         {"set": [[["a"], 1], [["b"], 2]], "delete": []},
-        {"set": [], "delete": [["eval", "acc"]]},
+        {"set": [[["eval"], {"loss": 2.0}]], "delete": []},
         {"set": [], "delete": [["a"]]},
     ]
     assert run.summary["eval"] == {"loss": 2.0}
@@ -798,8 +799,8 @@ def test_without_a_run_the_module_says_what_to_do():
     assert eventlog.run is None
     with pytest.raises(eventlog.EventlogError, match=r"eventlog\.init"):
         eventlog.log({"a": 1})
-    with pytest.raises(AttributeError, match=r"eventlog\.init"):
-        eventlog.config  # noqa: B018
+    with pytest.raises(eventlog.EventlogError, match=r"eventlog\.init"):
+        eventlog.config.lr  # noqa: B018
 
 
 def test_two_libraries_that_mean_one_run_get_one(tmp_path: Path):
@@ -826,7 +827,7 @@ def test_a_disabled_run_does_everything_and_writes_nothing(tmp_path: Path, monke
         run.log_trajectory(eventlog.Trajectory([]))
         run.define_metric("a")
         run.summary["best"] = 1
-        run.config["lr"] = 2
+        run.config.update({"lr": 2}, allow_val_change=True)
 
     assert (run.config.lr, run.summary["best"], run.dropped, run.disabled) == (2, 1, 0, True)
     assert list(tmp_path.iterdir()) == []
@@ -861,7 +862,7 @@ def test_a_resumed_run_goes_on_where_the_log_ends(tmp_path: Path):
     with begin(tmp_path, config={"lr": 1, "old": True}, name="first") as run:
         run.log({"a": 1})
         run.log({"a": 2}, step=7)
-        run.config["lr"] = 2
+        run.config.update({"lr": 2}, allow_val_change=True)
 
     again = begin(tmp_path, resume="allow", config={"lr": 3})
 

@@ -1,0 +1,41 @@
+"""What a run has saved, given back to its script.
+
+Invariants
+----------
+* Content comes back only whole: it is checked against its name.
+* Nothing is followed out of the run's directory, and nothing in it is changed.
+
+Nothing is fetched from a server.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from pathlib import Path
+
+from eventlog.piece import primaries
+from eventlog.reader import read
+from eventlog.store import FILES_DIR, digests
+
+
+def restore(run_dir: Path, name: str, where: Path) -> bool:
+    """Write what was last saved as `name` to `where`; return whether there was such a file."""
+    sha256 = None
+    for writer in primaries(run_dir):
+        for record in read(run_dir, "files", writer):
+            if record.kind == "file" and record.data["path"] == name:
+                sha256 = record.data["sha256"]
+    if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        return False
+    import shutil
+
+    content = Path(run_dir, FILES_DIR, sha256)
+    if content.is_symlink() or not content.is_file() or digests(content).sha256 != sha256:
+        return False
+    where.parent.mkdir(parents=True, exist_ok=True)
+    temporary = where.with_name(f".{where.name}.{secrets.token_hex(4)}")
+    shutil.copyfile(content, temporary)
+    os.replace(temporary, where)
+    return True
