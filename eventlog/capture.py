@@ -1,6 +1,6 @@
 """What a run records without being asked: the console, the machine, the packages, the changes not committed.
 
-    print ────▶ Console ─▶ `console` records
+    print ────▶ Console, or Redirect ─▶ `console` records
     machine ──▶ System ──▶ `system` records
     packages, git diff ──▶ requirements.txt, diff.patch
 
@@ -9,7 +9,7 @@ Invariants
 * Each part can be switched off, by the argument or variable that switches it off in W&B's client.
 * Nothing is recorded once `stop` has returned.
 
-How each part finds out what it records is its own: `console`, `system`, `surroundings`.
+How each part finds out what it records is its own: `console`, `redirect`, `system`, `surroundings`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from eventlog.console import Console
 from eventlog.system import System, gpu_facts
+
+if TYPE_CHECKING:
+    from eventlog.redirect import Redirect
 
 # A repository on a slow file system delays the end of a short run at most by this.
 _SURROUNDINGS_WAIT_S = 5.0
@@ -65,24 +69,32 @@ class Capture:
         write_console: Callable[[str, str], None],
         write: Callable[[str, Mapping[str, Any]], None],
         add_file: Callable[[str, bytes], None],
+        say_once: Callable[[str, str], None],
+        directory: Path,
     ) -> None:
+        """`directory` is where what is printed may wait for `write_console`."""
         self._wanted = wanted
         self._write = write
         self._add_file = add_file
-        self._console = Console(write_console)
+        self._say_once = say_once
+        self._console = _console(wanted.console, write_console, directory)
         self._system = System(lambda sample: write("system", sample), wanted.x_stats_sampling_interval)
         self._surroundings: threading.Thread | None = None
         self._is_stopped = False
 
-    def start(self) -> list[str]:
-        """Begin; return which of stdout and stderr cannot be captured."""
-        if not self._wanted.x_disable_stats:
-            self._system.start()
-        self._surroundings = threading.Thread(
-            target=self._look_around, name="eventlog surroundings", daemon=True
-        )
-        self._surroundings.start()
-        return [] if self._wanted.console == "off" else self._console.start()
+    def start(self) -> None:
+        """Begin; what cannot be is said."""
+        surroundings = threading.Thread(target=self._look_around, name="eventlog surroundings", daemon=True)
+        try:
+            if not self._wanted.x_disable_stats:
+                self._system.start()
+            surroundings.start()
+        except RuntimeError as error:
+            self._say_once("capture", f"neither packages nor the machine's load are recorded: {error}.")
+        else:
+            self._surroundings = surroundings
+        for source in [] if self._wanted.console == "off" else self._console.start():
+            self._say_once(f"console {source}", f"what is printed to {source} cannot be captured.")
 
     def flush(self) -> None:
         """Record what was printed and has no newline yet; to be called every second."""
@@ -97,6 +109,12 @@ class Capture:
         self._console.stop()
 
     def _look_around(self) -> None:
+        try:
+            self._record_surroundings()
+        except OSError as error:
+            self._say_once("surroundings", f"what the run runs with could not be recorded: {error}.")
+
+    def _record_surroundings(self) -> None:
         from eventlog import surroundings
 
         if self._wanted.x_save_requirements:
@@ -107,6 +125,15 @@ class Capture:
         machine = gpu_facts() if not self._wanted.x_disable_stats else {}
         if machine and not self._is_stopped:
             self._write("machine", machine)
+
+
+def _console(mode: str, write: Callable[[str, str], None], directory: Path) -> Console | Redirect:
+    if mode == "redirect":
+        # Imported by who asks for it: it needs what only a terminal does.
+        from eventlog.redirect import Redirect
+
+        return Redirect(write, directory)
+    return Console(write)
 
 
 def _read(text: str, default: Any) -> Any:

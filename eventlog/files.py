@@ -156,8 +156,7 @@ class RunFiles:
                 return [item.in_history(key, step, self) for item in value]
         except NotKept:
             pass
-        except (TypeError, ValueError, RecursionError) as error:
-            # A cell that JSON cannot hold, say: the row counts for more.
+        except Exception as error:  # noqa: BLE001 - the value's own code runs here; whatever it does, the row is kept
             self._say_once(
                 f"shown {key}", f"{key!r} is logged as a text, because it cannot be stored: {error}"
             )

@@ -18,6 +18,7 @@ import os
 import secrets
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -118,14 +119,19 @@ class Piece:
         self.dir = directory
         self.writer = directory.name
         self.token = secrets.token_hex(4)
+        self._lock_fd = -1
         unborn = directory / f".{LOCK_FILE}.new"
-        self._lock_fd = os.open(
-            unborn, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
-        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
-        self.heartbeat(time.time_ns() // 1000)
-        # It gets its name held and with its text: a reader never sees it free before its writer has died.
-        os.rename(unborn, directory / LOCK_FILE)
+        try:
+            self._lock_fd = os.open(
+                unborn, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            )
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+            self.heartbeat(time.time_ns() // 1000)
+            # It gets its name held and with its text: a reader never sees it free before its writer has died.
+            os.rename(unborn, directory / LOCK_FILE)
+        except OSError:
+            self.abandon()
+            raise
 
     def heartbeat(self, now_us: int) -> None:
         """Say in the lock's text that this writer lived at `now_us`.  A disk that refuses it costs nothing."""
@@ -144,6 +150,14 @@ class Piece:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+    def abandon(self) -> None:
+        """Give up a piece without a record: it is tried again, and each try would leave a directory."""
+        self.release()
+        with suppress(OSError):
+            for name in os.listdir(self.dir):
+                os.unlink(self.dir / name)
+            os.rmdir(self.dir)
 
     # A forked child shares its parent's lock: closing the child's descriptor leaves the parent's lock held, and
     # keeping it would make a dead parent look alive.

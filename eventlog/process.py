@@ -19,9 +19,26 @@ from typing import Any
 from eventlog.piece import this_boot_id, this_host
 from eventlog.redact import redacted_argv, without_credentials
 
-# Set by torchrun, Slurm and Open MPI, in the order in which they are believed.
-_RANK = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
-_WORLD_SIZE = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+# Set by torchrun and accelerate, Slurm, Open MPI, MPICH and Intel MPI, MVAPICH, Cray's PALS and Flux, in the order in
+# which they are believed.
+_RANK = (
+    "RANK",
+    "SLURM_PROCID",
+    "OMPI_COMM_WORLD_RANK",
+    "PMI_RANK",
+    "MV2_COMM_WORLD_RANK",
+    "PALS_RANKID",
+    "FLUX_TASK_RANK",
+)
+_WORLD_SIZE = (
+    "WORLD_SIZE",
+    "SLURM_NTASKS",
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "PALS_NRANKS",
+    "FLUX_JOB_SIZE",
+)
 # A repository on a slow file system costs a run's start at most this.
 _GIT_TIMEOUT_S = 2.0
 

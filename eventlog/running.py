@@ -196,14 +196,16 @@ class Run:
     @property
     def should_stop(self) -> bool:
         """Whether somebody pressed Stop on the run's page; `syncd` hears of it when it uploads."""
-        from eventlog import on_wandb
-
         # Asked at each step of a training: a look a second is enough.
         if not self._was_stopped and time.monotonic() >= self._stop_look_at_s:
             self._stop_look_at_s = time.monotonic() + _ACK_POLL_S
             # The word was for one piece, and not for the one that resumes it. Other ranks obey the primary's.
-            current = primaries(self.dir)[-1:] + ([self._piece.writer] if self._piece else [])
-            self._was_stopped = on_wandb.is_stopped(self.dir, current)
+            # Without a free descriptor not even the module may be loaded: it is looked again.
+            with suppress(OSError):
+                from eventlog import on_wandb
+
+                current = primaries(self.dir)[-1:] + ([self._piece.writer] if self._piece else [])
+                self._was_stopped = on_wandb.is_stopped(self.dir, current)
         return self._was_stopped
 
     @property
@@ -345,9 +347,12 @@ class Run:
         pattern = os.fsdecode(glob_str)
         base = None if base_path is None else os.fsdecode(base_path)
         if pattern.startswith(("gs://", "s3://")):
-            raise ValueError(
-                f"{pattern!r} is not a local file. Log a reference: run.log_artifact({pattern!r})."
+            self._say_once(
+                f"save {pattern}",
+                f"save({pattern!r}) saves nothing, since it is no local file. "
+                f"Log a reference: run.log_artifact({pattern!r}).",
             )
+            return []
         if self._events is None and self._open() is None:
             return []
         if base is None and os.path.abspath(pattern).startswith(f"{self.dir}/"):
@@ -561,7 +566,8 @@ class Run:
                 self._capture.stop()
             self._files.finish()
             for writer in list(self._beside.values()):
-                writer.close()
+                if not writer.close():
+                    self._say_not_synced(writer)
             # The disk may have space again, and this is the last chance.
             events.retry_now()
             said: dict[str, Any] = {"exitcode": exit_code}
@@ -569,7 +575,8 @@ class Run:
                 said["error"] = error[-_ERROR_MAX_CHARS:]
             if not events.append_encoded("exit", *self._encoded_privately(said), time.time_ns() // 1000):
                 self._say_dropped(events)
-            events.close()
+            if not events.close():
+                self._say_not_synced(events)
             self._lost = self.dropped
             self._events = None
             self._beside.clear()
@@ -630,9 +637,13 @@ class Run:
 
     def _begin(self, piece: Piece) -> StreamWriter:
         """Make `piece` this process's, write its `start`, and keep it alive; or raise `OSError`."""
-        events = StreamWriter(
-            piece.dir, self._identity.log_id, piece.writer, piece.token, "events", self._durability
-        )
+        try:
+            events = StreamWriter(
+                piece.dir, self._identity.log_id, piece.writer, piece.token, "events", self._durability
+            )
+        except OSError:
+            piece.abandon()
+            raise
         self._facts = facts(VERSION, self._wished.facts, self._wished.with_git)
         start = {
             "config": redacted(self.config.as_dict()),
@@ -646,10 +657,16 @@ class Run:
         }
         if not events.append_encoded("start", *self._encoded_privately(start), time.time_ns() // 1000):
             events.close()
-            piece.release()
+            piece.abandon()
             raise OSError(errno.EIO, events.trouble)
         self._piece, self._events = piece, events
-        threading.Thread(target=self._keep, args=(piece,), name=f"eventlog {self.id}", daemon=True).start()
+        keeper = threading.Thread(target=self._keep, args=(piece,), name=f"eventlog {self.id}", daemon=True)
+        try:
+            keeper.start()
+        except RuntimeError as error:
+            self._say_once(
+                "keep", f"the log of {self.path} is synced when it is finished, and not each second: {error}."
+            )
         return events
 
     def _open(self) -> StreamWriter | None:
@@ -746,7 +763,7 @@ class Run:
     def _sync_and_look(self) -> None:
         for writer in self._writers():
             if self._durability == "interval" and writer.is_dirty and not writer.sync():
-                self._say_once("sync", f"the log of {self.path} could not be synced: {writer.trouble}.")
+                self._say_not_synced(writer)
             if writer.is_deleted():
                 self._say_once("deleted", f"{writer.trouble}. What it held is gone from {str(self.dir)!r}.")
 
@@ -819,9 +836,11 @@ class Run:
 
     def _start_capture(self, wanted: Wanted) -> None:
         """Record what is printed, how busy the machine is, and what the run runs with."""
-        self._capture = Capture(wanted, self._record_console, self._record, self._files.add)
-        for source in self._capture.start():
-            self._say_once(f"console {source}", f"what is printed to {source} cannot be captured.")
+        assert self._piece is not None
+        self._capture = Capture(
+            wanted, self._record_console, self._record, self._files.add, self._say_once, self._piece.dir
+        )
+        self._capture.start()
 
     def _record_console(self, source: str, text: str) -> None:
         writer = self._writer_of("console")
@@ -868,6 +887,13 @@ class Run:
         if topic not in self._said:
             self._said.add(topic)
             say(text)
+
+    def _say_not_synced(self, writer: StreamWriter) -> None:
+        self._say_once(
+            "sync",
+            f"the log of {self.path} could not be synced: {writer.trouble}. It survives this process, and perhaps not a "
+            "power cut.",
+        )
 
     def _say_dropped(self, writer: StreamWriter) -> None:
         self._say_once(

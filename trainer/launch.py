@@ -99,7 +99,8 @@ def launch(recipe: Recipe, request: Request, say: Callable[[str], None]) -> Outc
                 state = _warmed_up(recipe, settings, problems, say)
             else:
                 state = _restored(recipe, settings, saved, say)
-            run.config["parameters"] = sum(p.numel() for p in state.model.parameters())
+            parameters = sum(p.numel() for p in state.model.parameters())
+            run.config.update({"parameters": parameters}, allow_val_change=True)
             after = loop.train(run, settings, recipe.task(), problems, state, checkpoints, say)
     assert state.reward_before is not None
     return Outcome(name, run.dir, checkpoints, state.reward_before, after, time.perf_counter() - started_s)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 
 import analysis
@@ -16,16 +14,20 @@ import eventlog
 from eventlog.reader import find_runs
 from eventlog.seal import clean, seal
 from tests.analysis.test_connect import VIEWS, ask
-from tests.logs import TIME_US, handmade_run
 
 
 def log_everything(root: Path) -> None:
-    with eventlog.init(project="demo", id="all", root=root, quiet=True, config={"lr": 0.1, "n": {"a": 1}}) as run:
+    with eventlog.init(
+        project="demo", id="all", root=root, quiet=True, config={"lr": 0.1, "n": {"a": 1}}
+    ) as run:
         for step in range(100):
             run.log({"loss": 1 / (step + 1), "n": step, "text": f"t{step}"}, step=step)
             if step % 7 == 0:
                 run.log({"eval": {"acc": step / 100, "deep": {"er": step}}, "loss": math.nan}, step=step)
-        run.log({"odd": [1, math.inf, {"a": None}], "big": 2**70, "u64": 2**63, "yes": True, "none": None}, step=100)
+        run.log(
+            {"odd": [1, math.inf, {"a": None}], "big": 2**70, "u64": 2**63, "yes": True, "none": None},
+            step=100,
+        )
         run.log({"bytes": b"\xff", "minus": -math.inf, "zero": -0.0, "empty": {}}, step=101)
         run.log({}, step=102)
         run.log({"late": 1}, step=3)

@@ -155,3 +155,47 @@ def test_a_stop_from_the_runs_page_reaches_the_training_and_not_the_one_that_res
     run.finish()
     with eventlog.init(project="p", id="r", root=tmp_path, quiet=True, resume="must") as later:
         assert not later.should_stop
+
+
+def test_with_redirect_what_a_child_prints_is_kept_too(tmp_path: Path):
+    rest = "import subprocess; subprocess.run(['sh', '-c', 'echo from a child'])"
+
+    terminal = played(tmp_path, script(tmp_path, {"console": "redirect"}, rest=rest))
+
+    assert terminal.stdout == "hello\nfrom a child\n"
+    text = "".join(r.data["text"] for r in records(tmp_path, "console") if r.data["source"] == "stdout")
+    assert text == terminal.stdout
+    assert not list((tmp_path / "p" / "r" / "main-0001").glob(".printed-*"))
+
+
+def test_without_a_thread_to_spare_the_rows_are_logged_and_it_is_said(tmp_path: Path):
+    text = f"""
+import threading, eventlog
+def refuse(self):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = refuse
+with eventlog.init(project="p", id="r", root={str(tmp_path)!r}, quiet=True) as run:
+    run.log({{"x": 1}})
+"""
+    terminal = played(tmp_path, text)
+
+    assert "neither packages nor the machine's load are recorded: can't start new thread" in terminal.stderr
+    assert "is synced when it is finished, and not each second" in terminal.stderr
+    assert [r.kind for r in records(tmp_path, "events")] == ["start", "metrics", "exit"]
+
+
+def test_without_a_descriptor_to_spare_nobody_is_told_to_stop_and_nothing_fails(tmp_path: Path):
+    # faults: 63
+    text = f"""
+import resource, eventlog
+with eventlog.init(project="p", id="r", root={str(tmp_path)!r}, quiet=True) as run:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    assert not run.should_stop
+    run.log({{"x": 1}})
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+"""
+    played(tmp_path, text)
+
+    kinds = [r.kind for r in records(tmp_path, "events") if r.kind not in ("system", "machine")]
+    assert kinds == ["start", "metrics", "exit"]

@@ -206,12 +206,18 @@ def test_a_name_with_brackets_can_be_meant_as_it_is(tmp_path: Path):
     assert [name for name, _ in matches("a[1].txt", None, False)] == ["a[1].txt"]
 
 
-@pytest.mark.parametrize("wrong", [{"glob_str": "a", "policy": "soon"}, {"glob_str": "s3://bucket/a"}])
-def test_a_save_that_cannot_be_is_refused(tmp_path: Path, wrong: dict[str, Any]):
+def test_a_save_that_cannot_be_is_refused(tmp_path: Path):
     run = begin(tmp_path)
 
-    with pytest.raises(ValueError, match=r"policy is one of|log_artifact"):
-        run.save(**wrong)
+    with pytest.raises(ValueError, match="policy is one of"):
+        run.save("a", policy="soon")
+
+
+def test_what_is_no_local_file_is_not_saved_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = begin(tmp_path)
+
+    assert run.save("s3://bucket/a") == []
+    assert "run.log_artifact('s3://bucket/a')" in capsys.readouterr().err
 
 
 # ── artifacts ────────────────────────────────────────────────────────────────────────────────────────────────

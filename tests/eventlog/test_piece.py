@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -110,3 +111,21 @@ def test_a_child_that_let_the_lock_go_does_not_free_it(tmp_path: Path):  # fault
     os.waitpid(child, 0)
 
     assert not closed(tmp_path, piece.writer)
+
+
+def test_a_claim_that_fails_leaves_no_directory_and_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # faults: 63
+    def refuse(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("eventlog.piece.fcntl.flock", refuse)
+    before = os.listdir("/proc/self/fd")
+
+    for _ in range(5):
+        with pytest.raises(OSError, match=r"[Ll]ock"):
+            claim_secondary(tmp_path, "fork")
+
+    assert os.listdir(tmp_path) == []
+    assert len(os.listdir("/proc/self/fd")) == len(before)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from eventlog import process
 from eventlog.process import facts, machine, rank_of, relative_code_path
 from tests.wandb_server import WandbServer
 
@@ -17,6 +18,7 @@ PROJECT = Path(__file__).parents[2]
 # The SDK and we, asked by the same process.
 BOTH = """
 import json, wandb
+from eventlog import process
 from eventlog.process import facts
 run = wandb.init(project="p", id="r")
 print(json.dumps(facts("0")))
@@ -133,6 +135,29 @@ def test_a_process_whose_directory_is_gone_still_has_facts(tmp_path: Path, monke
     found = facts("0")
 
     assert (found["cwd"], found["code_path"], found["git"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("rank", "size"),
+    [
+        ("RANK", "WORLD_SIZE"),
+        ("SLURM_PROCID", "SLURM_NTASKS"),
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+        ("PMI_RANK", "PMI_SIZE"),
+        ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+        ("PALS_RANKID", "PALS_NRANKS"),
+        ("FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
+    ],
+)
+def test_every_launcher_says_which_rank_this_is(monkeypatch: pytest.MonkeyPatch, rank: str, size: str):
+    for name in (*process._RANK, *process._WORLD_SIZE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(rank, "3")
+    monkeypatch.setenv(size, "64")
+
+    found = facts("0")
+
+    assert (found["rank"], found["world_size"]) == (3, 64)
 
 
 def test_the_rank_is_the_first_that_is_a_number():

@@ -541,3 +541,23 @@ tell(dropped=run.dropped)
         daemon.send_signal(signal.SIGCONT)
         wait_for(lambda: server.runs()[0].complete, "all the rest")
     assert [row["i"] for row in server.runs()[0].history] == list(range(500))
+
+
+# faults: 64
+def test_a_last_sync_that_fails_is_said(tmp_path: Path):
+    script = """
+run = eventlog.init(project="demo", id="run", root=sys.argv[1], quiet=True)
+run.log({"x": 1})
+tell(ready=True)
+ask()
+run.finish()
+"""
+    with trainer(script, tmp_path) as training:
+        training.told()
+        with strace(training.pid, "?fsync,fdatasync:error=EIO"):
+            training.ask(go=True)
+            status = training.ended()
+
+    assert status == 0
+    assert "could not be synced" in training.said
+    assert "perhaps not a power cut" in training.said
