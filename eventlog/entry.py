@@ -42,6 +42,7 @@ from eventlog.piece import (
 )
 from eventlog.reader import read
 from eventlog.record import Record
+from eventlog.roots import make_way
 
 # Four missed heartbeats: the clocks of two machines differ by less.
 _SURELY_DEAD_S = 4 * HEARTBEAT_S
@@ -140,6 +141,7 @@ def enter(
     `resume` is None, "allow", "must" or "never". `tell` gets a sentence if this has to wait.
     """
     run_dir = RunIdentity.new(project, run_id, entity).directory(root)
+    make_way(root, run_dir)
     if resume == "must" and not primaries(run_dir):
         raise RunNotFound(
             f"there is no run {run_id!r} in project {project!r} under {str(root)!r}. "

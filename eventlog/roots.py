@@ -19,6 +19,7 @@ import orjson
 
 ROOTS_FILE = "roots.json"
 DAEMON_LOCK = "syncd.lock"
+LATEST = "latest"
 
 
 def state_dir() -> Path:
@@ -82,3 +83,20 @@ def daemon_is_watching() -> bool:
         return True
     finally:
         os.close(fd)
+
+
+def link_latest(root: Path, run_dir: Path) -> None:
+    """Let `<root>/latest` lead to a run, for people; where that name is taken, it leads nowhere."""
+    link = root / LATEST
+    if link.is_symlink() or not link.exists():
+        temporary = root / f".{LATEST}.{secrets.token_hex(4)}"
+        with suppress(OSError):
+            os.symlink(os.path.relpath(run_dir, root), temporary)
+            os.replace(temporary, link)
+
+
+def make_way(root: Path, run_dir: Path) -> None:
+    """Remove the link where a project of that name is about to be: its runs would come to lie in another run."""
+    link = root / LATEST
+    if run_dir.parent == link and link.is_symlink():
+        link.unlink(missing_ok=True)

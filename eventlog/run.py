@@ -191,6 +191,7 @@ def _not_writable(root: Path, error: OSError) -> RootNotWritable:
 
 
 def _announce(run: Run, root: Path) -> None:
+    roots.link_latest(root, run.dir)
     try:
         roots.register(root)
     except OSError as error:
