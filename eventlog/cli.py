@@ -26,7 +26,7 @@ from typing import Any
 
 import click
 
-from eventlog.errors import NotARun
+from eventlog.errors import EventlogError, NotARun
 from eventlog.overview import Proof, contents_of, follow_run, name_of, newest, overview_of, proofs_of
 from eventlog.piece import RUN_FILE, RunIdentity
 from eventlog.reader import find_runs
@@ -276,6 +276,88 @@ def clean(runs: tuple[str, ...], root: Path | None, as_json: bool, dry_run: bool
     )
     freed = sum(verdict.size for _, verdict in found if verdict.kept_because is None)
     click.echo(f"{_size(freed)} {'would be' if dry_run else 'were'} freed.")
+
+
+@main.command("import")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_root_option
+@_json_option
+@click.option("--project", help="The project of the runs. [default: $WANDB_PROJECT, else uncategorized]")
+@click.option("--id", "run_id", help="The id of the run; only where PATHS hold one.")
+@click.option(
+    "--online", is_flag=True, help="Let the daemon upload them; without, `syncd sync` does when asked to."
+)
+def import_(
+    paths: tuple[Path, ...],
+    root: Path | None,
+    as_json: bool,
+    project: str | None,
+    run_id: str | None,
+    online: bool,
+) -> None:
+    """Import TensorBoard's event files: each directory below PATHS that has some becomes a run.
+
+    What was imported before is not imported again: called once more, it adds what is new.
+    """
+    from eventlog.importers.tfevents import import_tfevents, sources_at
+
+    runs = []
+    with _progress(sum(source.size for path in paths for source in sources_at(path))) as advance:
+        for path in paths:
+            done = [0]
+
+            def tell(done_bytes: int, _: int, done: list[int] = done) -> None:
+                advance(done_bytes - done[0])
+                done[0] = done_bytes
+
+            mode = "online" if online else "offline"
+            try:
+                runs += import_tfevents(path, _root(root), project, run_id, mode=mode, progress=tell).runs
+            except (FileNotFoundError, ValueError, EventlogError) as error:
+                raise click.UsageError(str(error)) from None
+            except OSError as error:
+                raise click.ClickException(
+                    f"{path} could not be imported: {error}. Call it again: what is there is not imported twice."
+                ) from None
+    if not runs:
+        raise click.UsageError(
+            f"there is no event file of TensorBoard's at {', '.join(map(repr, map(str, paths)))}."
+        )
+    for run in runs:
+        name = run.name if run.run_dir is None else name_of(Path(run.run_dir))
+        if run.damaged:
+            _complain(f"{name}: {run.damaged:,} damaged places in the files of {run.source}.")
+        for reason, times in run.not_taken.items():
+            _complain(f"{name}: not taken, {times:,} ×: {reason}.")
+        if run.past_steps:
+            _complain(
+                f"{name}: {run.past_steps:,} rows are of steps that were over, and are not shown by W&B."
+            )
+    if as_json:
+        for run in runs:
+            _print_json(run.as_json())
+    else:
+        _table(
+            ("run", "from", "rows", "records", ""),
+            [
+                (
+                    run.name if run.run_dir is None else name_of(Path(run.run_dir)),
+                    run.source,
+                    f"{run.rows:,}",
+                    f"{run.records:,}",
+                    "nothing yet"
+                    if run.run_dir is None
+                    else "new"
+                    if run.is_new
+                    else "added"
+                    if run.records
+                    else "known",
+                )
+                for run in runs
+            ],
+            right=(2, 3),
+        )
+    sys.exit(_DAMAGED if any(run.damaged for run in runs) else _FOUND)
 
 
 # ── which run ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -56,7 +56,7 @@ def init(
     resume_from: str | None = None,
     fork_from: str | None = None,
     save_code: bool | None = None,
-    tensorboard: bool | None = None,
+    tensorboard: bool | str | os.PathLike[str] | None = None,
     sync_tensorboard: bool | None = None,
     monitor_gym: bool | None = None,
     settings: Settings | Mapping[str, Any] | None = None,
@@ -72,7 +72,8 @@ def init(
 
     What is not given comes from W&B's environment variables. An id that exists begins a new run beside it, unless
     `resume` says otherwise; while a run is active, a call that names no other id returns that run, unless `reinit`
-    says otherwise. `durability` is "interval" (on the disk within a second), "always" or "none". With
+    says otherwise. With `tensorboard`, all that is logged is also written for TensorBoard, into that directory, or
+    into the run's. `durability` is "interval" (on the disk within a second), "always" or "none". With
     `upload_ranks="all"` W&B gets each rank as a run of its own, in one group; without, rank 0 alone.
     """
     arguments = {key: value for key, value in locals().items() if key not in ("config", "settings")}
@@ -86,6 +87,10 @@ def init(
         previous.config.setdefaults(given)
         return previous
 
+    if wished.tensorboard is not None:
+        from eventlog.integrations.tensorboard import TensorboardMirror, require_tensorboard
+
+        require_tensorboard()
     config, locked = layered(given, wished.config_paths, wished.sweep_param_path)
     project = wished.project or default_project()
     if wished.about["mode"] == "disabled":
@@ -105,6 +110,8 @@ def init(
         # Of the code, W&B's client keeps the program, and what of the repository is not committed.
         keeps_patch = wished.save_code and wished.with_git
         run._start_capture(Wanted.of({**Settings.of(settings).given, "save_code": keeps_patch}, os.environ))
+        if wished.tensorboard is not None:
+            run._mirror_to(TensorboardMirror(wished.tensorboard or run.dir / "tensorboard"))
         if wished.save_code:
             run._save_program()
         if entry.notice:

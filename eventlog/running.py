@@ -137,6 +137,8 @@ class Run:
         self._was_stopped = False
         self._stop_look_at_s = 0.0
         self._watcher: Any = None
+        # What else gets each row.
+        self._mirror: Any = None
         self._piece: Piece | None = None
         self._events: StreamWriter | None = None
         # The streams beside the events, by name; each is opened by its first record.
@@ -264,6 +266,7 @@ class Run:
             raise TypeError(f'log takes a dict, as in run.log({{"loss": 0.5}}), not {data!r}.')
         if step is not None and (type(step) is not int or not -STEP_MAX <= step <= STEP_MAX):
             step = as_step(step)
+        given = data
         encoded, as_text = encode_data(data)
         events = self._events or self._open()
         if events is None:
@@ -283,6 +286,8 @@ class Run:
             is_written = events.sync_record()
         if not is_written:
             self._say_dropped(events)
+        if self._mirror is not None:
+            self._mirror.log(given, step, time_us / 1e6)
         if step >= current:
             # No further brace: no value is a dict, which nearly every row spares a look at each.
             self._state.take_row(data, encoded.find(b"{", 1) < 0, step, closes)
@@ -584,6 +589,8 @@ class Run:
                 if self._piece is not None:
                     self._piece.release()
                     self._piece = None
+            if self._mirror is not None:
+                self._mirror.close()
             if exit_code == 0:
                 auto_resume.forget(self._wished.root, self.project, self.id)
         ending.ended(self)
@@ -777,6 +784,11 @@ class Run:
         self._beside.clear()
         self._lost = 0
         self._begin_anew()
+
+    def _mirror_to(self, mirror: Any) -> None:
+        """Let `mirror` have the config, and each row from now on."""
+        self._mirror = mirror
+        mirror.config(self.config.as_dict())
 
     def _save_program(self) -> None:
         """Save the program's file with the run."""

@@ -52,7 +52,6 @@ _NOT_DONE = {
     "resume_from": "is not done: nothing is rewound, and this is a run of its own. To go on at its end, use "
     'id=… and resume="must".',
     "sync_tensorboard": "does nothing here: what is written for TensorBoard is not logged.",
-    "tensorboard": "does nothing here: what is written for TensorBoard is not logged.",
 }
 # The variable of each argument, where it has one.
 _VARIABLES = {
@@ -98,6 +97,8 @@ class Wishes(NamedTuple):
     config_paths: tuple[str, ...]
     sweep_param_path: str | None
     save_code: bool
+    tensorboard: str | None
+    """Where TensorBoard's files are mirrored to; empty: into the run's directory."""
     with_git: bool
     facts: dict[str, Any]
     """Facts of the process that are other than they look: `host`, `program`, `email`, `git`."""
@@ -138,6 +139,7 @@ def wishes(arguments: Mapping[str, Any], settings: Settings, environ: Mapping[st
         config_paths=tuple(_listed(asked.setting("config_paths"))),
         sweep_param_path=asked.setting("sweep_param_path"),
         save_code=_saves_code(asked),
+        tensorboard=_mirror(asked.argument("tensorboard")),
         with_git=with_git,
         facts=_facts(asked, with_git),
         not_done=not_done,
@@ -237,6 +239,17 @@ def _saves_code(asked: _Asked) -> bool:
         return False
     given = asked.argument("save_code")
     return _is_true("save_code", asked.setting("save_code") if given is None else given)
+
+
+def _mirror(wanted: Any) -> str | None:
+    """Return where the mirror for TensorBoard is wanted.
+
+    >>> _mirror(True), _mirror("tb/run1"), _mirror(False)
+    ('', 'tb/run1', None)
+    """
+    if wanted in (None, False):
+        return None
+    return "" if wanted is True else os.fspath(wanted)
 
 
 def _facts(asked: _Asked, with_git: bool) -> dict[str, Any]:

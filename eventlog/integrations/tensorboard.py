@@ -53,7 +53,7 @@ class TensorboardMirror:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         # A missing package is a mistake in the set-up, and is said before the training begins.
-        _require_tensorboard()
+        require_tensorboard()
         self.dropped = 0
         """How many events are not in the files."""
         self.not_mirrored: Counter[str] = Counter()
@@ -320,7 +320,8 @@ def _proto(name: str) -> Any:
     return importlib.import_module(f"tensorboard.compat.proto.{name}_pb2")
 
 
-def _require_tensorboard() -> None:
+def require_tensorboard() -> None:
+    """Raise `ModuleNotFoundError`, with the way out, where nothing can be mirrored."""
     if importlib.util.find_spec("tensorboard") is None:
         raise ModuleNotFoundError(
             "mirroring to TensorBoard needs the tensorboard package: `pip install tensorboard`, or leave it out."

@@ -102,7 +102,6 @@ def test_a_sweep_decides_project_entity_and_id():
         {"fork_from": "a?_step=3"},
         {"resume_from": "a?_step=3"},
         {"sync_tensorboard": True},
-        {"tensorboard": True},
         {"monitor_gym": True},
         {"magic": True},
         {"anonymous": "allow"},

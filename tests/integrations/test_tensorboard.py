@@ -271,3 +271,54 @@ def test_threads_write_whole_events(tmp_path: Path):
         thread.join()
 
     assert [scalars(tmp_path, f"t{n}") for n in range(4)] == [[(step, float(step)) for step in range(50)]] * 4
+
+
+# ── asked for by `init` ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_init_with_tensorboard_writes_both(tmp_path: Path):
+    import numpy as np
+
+    with eventlog.init(
+        project="p",
+        id="r",
+        root=tmp_path,
+        quiet=True,
+        tensorboard=True,
+        config={"lr": 0.5, "api_key": "secret"},
+    ) as run:
+        for i in range(5):
+            run.log({"loss": i / 2, "image": eventlog.Image(np.zeros((2, 2)))}, step=3 * i)
+
+    found = read_back(Path(run.dir) / "tensorboard")
+    assert [(event.step, event.value) for event in found.Scalars("loss")] == [
+        (3 * i, i / 2) for i in range(5)
+    ]
+    assert found.Images("image")[-1].step == 12
+    assert [row.data["loss"] for row in eventlog.read(run.dir) if row.kind == "metrics"] == [
+        i / 2 for i in range(5)
+    ]
+    written = b"".join(path.read_bytes() for path in (Path(run.dir) / "tensorboard").iterdir())
+    assert b"lr" in written
+    assert b"secret" not in written
+
+
+def test_init_takes_the_directory_and_a_resumed_run_goes_on_there(tmp_path: Path):
+    for step in range(2):
+        with eventlog.init(
+            project="p", id="r", root=tmp_path, quiet=True, resume="allow", tensorboard=tmp_path / "tb"
+        ) as run:
+            run.log({"loss": 0.5 + step}, step=step)
+
+    assert scalars(tmp_path / "tb", "loss") == [(0, 0.5), (1, 1.5)]
+
+
+def test_a_package_that_is_missing_is_said_before_anything_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("eventlog.integrations.tensorboard.importlib.util.find_spec", lambda name: None)
+
+    with pytest.raises(ModuleNotFoundError, match="pip install tensorboard"):
+        eventlog.init(project="p", root=tmp_path, quiet=True, tensorboard=True)
+
+    assert os.listdir(tmp_path) == []

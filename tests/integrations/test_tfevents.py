@@ -6,15 +6,18 @@ import os
 import struct
 from pathlib import Path
 
+import orjson
 import pytest
+from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eventlog.cli import overview_of
+from eventlog.cli import main
 from eventlog.errors import RunExists
 from eventlog.imported import ImportedPiece
 from eventlog.importers import tfevents
 from eventlog.importers.tfevents import Imported, import_tfevents, sources_at
+from eventlog.overview import overview_of
 from eventlog.piece import primaries
 from eventlog.reader import read
 from tests.integrations.tb import (
@@ -641,3 +644,39 @@ def test_a_run_imported_as_it_is_by_default_is_uploaded_only_when_asked_for(tmp_
     assert records_of(run.run_dir, "start")[0].data["mode"] == "offline"
     with pytest.raises(ValueError, match="mode is"):
         imported(tmp_path / "exp", tmp_path / "runs", mode="later")
+
+
+# ── the command ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["import", *map(str, arguments)], catch_exceptions=False)
+
+
+def test_the_command_says_what_it_made_and_twice_that_it_knows_it(tmp_path: Path):
+    write(tmp_path / "logs" / "exp1", [first_event(), *losses([0, 1])])
+    options = ("--root", tmp_path / "runs", "--project", "old", "--json")
+
+    (first,) = map(orjson.loads, command(tmp_path / "logs", *options).stdout.splitlines())
+    (second,) = map(orjson.loads, command(tmp_path / "logs", *options).stdout.splitlines())
+
+    assert (first["is_new"], first["rows"]) == (True, 2)
+    assert (second["is_new"], second["records"]) == (False, 0)
+    said = command(tmp_path / "logs", *options[:-1]).stdout
+    assert "old/exp1" in said
+    assert "known" in said
+
+
+def test_the_command_exits_with_1_for_damage_and_2_where_there_is_nothing(tmp_path: Path):
+    path = write(tmp_path / "logs" / "exp1", [first_event(), *losses([0, 1])])
+    flip(path, len(first_event()) + 30)
+    (tmp_path / "empty").mkdir()
+    root = ("--root", tmp_path / "runs")
+
+    damaged = command(tmp_path / "logs", *root)
+    nothing = command(tmp_path / "empty", *root)
+    gone = command(tmp_path / "gone", *root)
+
+    assert (damaged.exit_code, nothing.exit_code, gone.exit_code) == (1, 2, 2)
+    assert "1 damaged places" in damaged.stderr
+    assert "no event file of TensorBoard's" in nothing.stderr
