@@ -166,7 +166,9 @@ class World:
 
     def copy_run(self, to: Path) -> None:
         """Copy it while the daemon may be writing: all but the cursor's files that are there for an instant."""
-        shutil.copytree(self.run_dir, to, ignore=shutil.ignore_patterns("*.new", "*.durable"))
+        shutil.copytree(
+            self.run_dir, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.new", "*.durable")
+        )
 
     # What happens to the daemon
 
