@@ -1,11 +1,14 @@
 """Writes the log of a run that another program recorded: records that have their times already.
 
     records from the first on, each time ──append──▶ those that are not there yet ──▶ segments
+                                    token ──begin──▶ segments of another token go
 
 Invariants
 ----------
 * Given the same events and console again, it writes none twice: their number says which are there. So whoever
   translates a file that still grows begins at its beginning each time, and a killed translation is begun again.
+* A token is that of one log: begun with another, the piece has nothing of what was there before, wherever the one who
+  replaced it was killed.
 * Its lock is held while it is open: to a reader the writer lives for as long.
 * What `flush` returned from survives a power cut.
 
@@ -24,32 +27,45 @@ import orjson
 
 from eventlog.piece import LOCK_FILE, RunIdentity, sync_directory, this_boot_id, this_host
 from eventlog.reader import end_of
-from eventlog.record import encode
-from eventlog.segment import ROTATE_BYTES, Header, Segment
+from eventlog.record import BadLine, encode
+from eventlog.segment import ROTATE_BYTES, Header, Segment, segments_in
 
 _BUFFER_BYTES = 256 * 1024
+_HEADER_MAX_BYTES = 4096
+_STREAMS = ("events", "console", "files")
 
 
 class ImportedPiece:
     """One piece of an imported run."""
 
-    def __init__(self, run_dir: Path, identity: RunIdentity, writer: str, token: str, lock_fd: int) -> None:
+    def __init__(self, run_dir: Path, identity: RunIdentity, writer: str, lock_fd: int) -> None:
         self.dir = run_dir / writer
+        self._identity = identity
         self._lock_fd = lock_fd
-        self._streams = {
-            stream: _Stream(self.dir, identity.log_id, writer, token, stream)
-            for stream in ("events", "console", "files")
-        }
-        # What is known of a file changes between two looks at it: whoever adds one knows what is there.
-        self._streams["files"].go_to_end()
+        self._streams: dict[str, _Stream] = {}
 
     @classmethod
-    def open(cls, run_dir: Path, identity: RunIdentity, writer: str, token: str) -> ImportedPiece | None:
+    def open(cls, run_dir: Path, identity: RunIdentity, writer: str) -> ImportedPiece | None:
         """Open the piece, which may be there already; return None while another process has it open."""
         directory = run_dir / writer
         directory.mkdir(mode=0o700, exist_ok=True)
         lock_fd = _locked(directory)
-        return cls(run_dir, identity, writer, token, lock_fd) if lock_fd is not None else None
+        return cls(run_dir, identity, writer, lock_fd) if lock_fd is not None else None
+
+    def begin(self, token: str) -> None:
+        """Get ready to take the records of the log of that token, from its first on."""
+        headers = {path: header_of(path) for path in segments_of(self.dir)}
+        is_begun = any(header is not None and header.token == token for header in headers.values())
+        for path, header in headers.items():
+            # In a log that was begun, one whose header is lost is part of it: its records prove themselves.
+            if not is_begun or (header is not None and header.token != token):
+                os.unlink(path)
+        self._streams = {
+            stream: _Stream(self.dir, self._identity.log_id, self.dir.name, token, stream)
+            for stream in _STREAMS
+        }
+        # What is known of a file changes between two looks at it: whoever adds one knows what is there.
+        self._streams["files"].go_to_end()
 
     def append(
         self,
@@ -140,6 +156,25 @@ class _Stream:
         self._lines, self._waiting_bytes = [], 0
         while data:
             data = data[os.write(self._fd, data) :]
+
+
+def segments_of(piece_dir: Path) -> list[Path]:
+    """Return the piece's segments, of each stream in the order in which they are read."""
+    names = os.listdir(piece_dir)
+    return [piece_dir / segment.name for stream in _STREAMS for segment in segments_in(names, stream)]
+
+
+def header_of(path: Path) -> Header | None:
+    """Return the segment's header, or None if there is none that can be read."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        line, newline, _ = os.read(fd, _HEADER_MAX_BYTES).partition(b"\n")
+    finally:
+        os.close(fd)
+    try:
+        return Header.decode(line) if newline else None
+    except BadLine:
+        return None
 
 
 def _locked(directory: Path) -> int | None:

@@ -42,6 +42,10 @@ class Stored:
     size: int
 
 
+class Unreadable(OSError):
+    """The file that holds the content cannot be read; whether the store can be written is another matter."""
+
+
 class Store:
     """Stores content for one run.  Safe to use from threads and from several processes."""
 
@@ -50,7 +54,7 @@ class Store:
         self._is_durable = is_durable
 
     def put(self, content: Content, may_link: bool = False) -> Stored:
-        """Store `content` and say what it was, or raise `OSError` and leave nothing.
+        """Store `content` and say what it was, or raise `OSError` (`Unreadable`, say) and leave nothing.
 
         A file that nobody changes any more may be linked: it takes no space again, where the file system can do it.
         """
@@ -137,9 +141,12 @@ def _chunks(content: Content) -> Iterator[bytes]:
     if isinstance(content, bytes):
         yield content
         return
-    with open(content, "rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk
+    try:
+        with open(content, "rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+    except OSError as error:
+        raise Unreadable(error.errno, error.strerror, str(content)) from error
 
 
 def _write_whole(fd: int, chunk: bytes) -> None:

@@ -4,8 +4,9 @@
 
 Invariants
 ----------
-* Without an objection means: all of it was read and is whole, every line and file of it is acknowledged, no process
-  writes it, and W&B says at this moment that it has the run with as many rows.
+* Without an objection means: of every `.wandb` file in it, all was read and is whole, every line and file is
+  acknowledged, no process writes it, and W&B says at this moment that it has the run with as many rows.
+* Rows that were taken for a run's by a person's word alone are not taken for it here.
 * What cannot be made sure of is an objection.
 * The log that was made of a run stays, with its cursor: it can be queried, and the run be resumed.
 """
@@ -16,13 +17,13 @@ import asyncio
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from eventlog import cursor as cursors
 from eventlog.cursor import Cursor
 from eventlog.store import FILES_DIR
-from syncd import wandb_runs
+from syncd import wandb_files, wandb_sources
 from syncd.attach import parse_server_run
 from syncd.fold import HISTORY
 from syncd.http import dig
@@ -30,7 +31,9 @@ from syncd.shipper import Verdict
 from syncd.status import run_status
 from syncd.transfer import outcome_of_answer
 from syncd.wandb_api import WandbApi
-from syncd.wandb_runs import Taken
+from syncd.wandb_files import WandbFile, Writers, text_of
+from syncd.wandb_runs import Taken, known
+from syncd.wandb_sources import Source
 
 
 @dataclass(slots=True)
@@ -38,7 +41,7 @@ class Candidate:
     """A run directory of W&B's, and why it is not to be removed (None: it may be)."""
 
     directory: Path
-    run_dir: Path | None = None
+    run_dirs: list[Path] = field(default_factory=list)
     objection: str | None = None
 
 
@@ -46,52 +49,77 @@ def confirmed(
     paths: Iterable[str], older_than_hours: float, base_url: str, key: Callable[[], str | None]
 ) -> list[Candidate]:
     """Look at the run directories below `paths`, and ask W&B about those that seem to be done with."""
-    written = wandb_runs.being_written()
-    files = {
-        file for given in paths for path in wandb_runs.expand(given) for file in wandb_runs.files_at(path)[0]
+    writers = wandb_files.being_written()
+    named = {
+        file
+        for given in paths
+        for path in wandb_files.expand(given)
+        for file in wandb_files.files_at(path)[0]
     }
-    taken_files = {
-        shadow: wandb_runs.taken_below(shadow, written) for shadow in {file.shadow for file in files}
-    }
+    remembered = {shadow: wandb_sources.remembered(shadow) for shadow in {file.shadow for file in named}}
     candidates, to_ask = [], []
-    for file in sorted(files, key=lambda file: str(file.path)):
-        candidate = Candidate(file.directory)
+    for directory in sorted({file.directory for file in named}):
+        candidate = Candidate(directory)
         candidates.append(candidate)
-        if not file.directory.name.startswith(("run-", "offline-run-")):
-            candidate.objection = "it is no run directory of W&B's, but a directory with a file in it"
-            continue
-        taken = taken_files[file.shadow].get(file)
-        if taken is None:
-            candidate.objection = "not all of it was uploaded by `syncd sync`"
-            continue
-        candidate.run_dir = taken.run_dir
-        cursor = _done_cursor(taken, base_url)
-        age_hours = (time.time() - file.path.stat().st_mtime) / 3600
-        if not taken.is_whole:
-            candidate.objection = "something of it is damaged or missing"
-        elif cursor is None:
-            candidate.objection = "W&B does not have all of it yet: `syncd sync` uploads the rest"
-        elif age_hours < older_than_hours:
-            candidate.objection = f"it was written to {age_hours:.1f} h ago"
-        else:
-            to_ask.append((candidate, cursor))
+        # It is the directory that is removed: whatever was named, each file in it has a say.
+        for file in sorted(map(WandbFile, directory.glob("*.wandb")), key=lambda file: str(file.path)):
+            found = _looked_at(file, remembered[file.shadow], writers, older_than_hours, base_url)
+            if isinstance(found, str):
+                candidate.objection = candidate.objection or found
+            else:
+                run_dir, cursor = found
+                candidate.run_dirs.append(run_dir)
+                to_ask.append((candidate, cursor))
     asyncio.run(_ask(to_ask, base_url, key))
     return candidates
 
 
 def remove(candidate: Candidate) -> None:
-    """Remove the directory, and the contents that its log refers to: W&B has them."""
+    """Remove the directory, and the contents that its logs refer to: W&B has them."""
     assert candidate.objection is None
-    assert candidate.run_dir is not None
+    assert candidate.run_dirs
     shutil.rmtree(candidate.directory)
-    shutil.rmtree(candidate.run_dir / FILES_DIR, ignore_errors=True)
+    for run_dir in candidate.run_dirs:
+        shutil.rmtree(run_dir / FILES_DIR, ignore_errors=True)
 
 
-def _done_cursor(taken: Taken, base_url: str) -> Cursor | None:
+def _looked_at(
+    file: WandbFile,
+    remembered: dict[str, list[tuple[Path, Source]]],
+    writers: Writers,
+    older_than_hours: float,
+    base_url: str,
+) -> tuple[Path, Cursor] | str:
+    """Return the log that has all of the file, and the cursor by whose word W&B has that; or what speaks against it."""
+    if not file.is_in_a_run_directory:
+        return "it is no run directory of W&B's, but a directory with a file in it"
+    objection = f"not all of {text_of(file.path.name)} was uploaded by `syncd sync`"
+    for run_dir, source in remembered.get(file.source, []):
+        taken = Taken(file, run_dir)
+        try:
+            status = file.path.stat()
+        except OSError:
+            continue
+        if writers.have(file) or not source.is_of(status) or not known(taken, source):
+            continue
+        cursor = _done_cursor(run_dir, base_url)
+        age_hours = (time.time() - status.st_mtime) / 3600
+        if not taken.is_whole:
+            objection = "something of it is damaged or missing"
+        elif cursor is None:
+            objection = "W&B does not have all of it yet: `syncd sync` uploads the rest"
+        elif age_hours < older_than_hours:
+            objection = f"it was written to {age_hours:.1f} h ago"
+        else:
+            return run_dir, cursor
+    return objection
+
+
+def _done_cursor(run_dir: Path, base_url: str) -> Cursor | None:
     """Return the cursor of a destination at `base_url` that has all of the run."""
     now_us = time.time_ns() // 1000
-    for cursor in cursors.cursors(taken.run_dir):
-        status = run_status(taken.run_dir, cursor.sink, now_us, online=True)
+    for cursor in cursors.cursors(run_dir):
+        status = run_status(run_dir, cursor.sink, now_us, online=True)
         is_over = status.state in ("synced", "crashed")
         if cursor.sink.base_url == base_url and is_over and not status.lacks_something:
             return cursor
@@ -103,7 +131,7 @@ async def _ask(to_ask: list[tuple[Candidate, Cursor]], base_url: str, key: Calla
     api = WandbApi(base_url, key)
     try:
         for candidate, cursor in to_ask:
-            candidate.objection = await _objection(api, cursor)
+            candidate.objection = candidate.objection or await _objection(api, cursor)
     finally:
         await api.close()
 
@@ -111,6 +139,8 @@ async def _ask(to_ask: list[tuple[Candidate, Cursor]], base_url: str, key: Calla
 async def _objection(api: WandbApi, cursor: Cursor) -> str | None:
     attached = cursor.attach
     assert attached is not None
+    if attached.get("forced") == cursors.CONTINUE:
+        return "what W&B has was taken for this run's by `--force continue`: rows of it may be here only"
     answer = await api.resume_status(attached["entity"], attached["project"], attached["run_id"])
     outcome = outcome_of_answer(answer)
     if outcome.verdict is not Verdict.ACK or "model" not in answer.data:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import json
 import logging
 import os
 import signal
@@ -34,7 +35,8 @@ from syncd.shipper import FLUSH_S
 from syncd.status import NOTHING_HEARD, RunStatus, as_json, run_statuses
 from syncd.sync import FORCE, NothingThere, Outcome, Plan, Watcher, Wishes, plan, upload_as_new
 from syncd.sync import sync as run_sync
-from syncd.wandb_runs import Taken, default_directory
+from syncd.wandb_files import default_directory
+from syncd.wandb_runs import Taken
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
@@ -258,6 +260,10 @@ def sync(
         raise click.UsageError(str(error)) from None
     if not includes_offline:
         planned.files = [file for file in planned.files if not file.is_offline]
+    if wishes.run_id is not None and planned.run_dirs:
+        raise click.UsageError(
+            f"--id is for W&B's runs, and {str(planned.run_dirs[0])!r} is not one of them: name those that are meant."
+        )
     if planned.is_empty:
         _say_nothing_there(planned, as_json_)
         return
@@ -270,7 +276,7 @@ def sync(
     _key_or_usage_error()
     if as_json_:
         outcome = run_sync(planned, wishes, Watcher())
-        click.echo(orjson.dumps(_outcome_as_json(outcome, planned)))
+        click.echo(json.dumps(_outcome_as_json(outcome, planned)))
     else:
         with ProgressBar() as bar:
             outcome = run_sync(planned, wishes, bar)
@@ -485,6 +491,8 @@ class ProgressBar(Watcher):
             self._reading = self._progress.add_task("reading W&B's files", total=total_bytes, said="")
 
     def has_read(self, size_bytes: int) -> None:
+        if self._reading is None:
+            return
         self._read_bytes += size_bytes
         said = f"{self._read_bytes / 1e6:,.1f} of {self._total_bytes / 1e6:,.1f} MB"
         self._progress.update(self._reading, completed=self._read_bytes, said=said)
@@ -545,7 +553,7 @@ def _replacements(text: str | None) -> dict[str, str]:
 
 def _say_nothing_there(planned: Plan, as_json_: bool) -> None:
     if as_json_:
-        click.echo(orjson.dumps({"runs": [], "skipped": planned.skipped}))
+        click.echo(json.dumps({"runs": [], "skipped": planned.skipped}))
         return
     click.echo("There are no runs to sync here.")
     _say_skipped(planned)
@@ -554,7 +562,8 @@ def _say_nothing_there(planned: Plan, as_json_: bool) -> None:
 def _say_plan(planned: Plan, as_json_: bool) -> None:
     names = [str(run_dir) for run_dir in planned.run_dirs] + [str(file.directory) for file in planned.files]
     if as_json_:
-        click.echo(orjson.dumps({"would_sync": names, "skipped": planned.skipped}))
+        # Not orjson, which has no word for a path that is no UTF-8.
+        click.echo(json.dumps({"would_sync": names, "skipped": planned.skipped, "errors": planned.errors}))
         return
     click.echo("1 run is to be uploaded:" if len(names) == 1 else f"{len(names):,} runs are to be uploaded:")
     for name in names[:LISTED_MAX]:
@@ -562,6 +571,8 @@ def _say_plan(planned: Plan, as_json_: bool) -> None:
     if len(names) > LISTED_MAX:
         click.echo(f"  and {len(names) - LISTED_MAX:,} more")
     _say_skipped(planned)
+    for error in planned.errors:
+        click.echo(error, err=True)
 
 
 def _say_skipped(planned: Plan) -> None:
@@ -573,6 +584,7 @@ def _outcome_as_json(outcome: Outcome, planned: Plan) -> dict[str, Any]:
     return {
         **as_json({}, outcome.runs),
         "error": outcome.error,
+        "remarks": outcome.remarks,
         "taken": [taken.as_json() for taken in outcome.taken],
         "skipped": planned.skipped,
     }
@@ -585,6 +597,8 @@ def _say_outcome(outcome: Outcome, planned: Plan) -> None:
     if outcome.taken:
         console.print(_taken_view(outcome.taken))
     console.print(_runs_view(outcome.runs))
+    for remark in outcome.remarks:
+        click.echo(remark)
     _say_skipped(planned)
     if outcome.error is not None:
         click.echo(f"Not everything is uploaded: {outcome.error}", err=True)
@@ -603,7 +617,7 @@ def _taken_view(all_taken: list[Taken]) -> Any:
     remarks: list[Text] = []
     for taken in all_taken:
         damaged = f"{sum(damage.size for damage in taken.damage):,} B" if taken.damage else ""
-        name = taken.file.directory.name
+        name = taken.file.name
         table.add_row(Text(name), f"{taken.records:,}", f"{taken.rows:,}", damaged)
         remarks += [
             Text(f"{name}: bytes {d.offset:,} to {d.offset + d.size:,} are damaged: {d.cause}", style="red")
@@ -657,7 +671,7 @@ def _clean(
     if as_json_:
         removed = [] if dry_run else [str(candidate.directory) for candidate in removable]
         kept = {str(c.directory): c.objection for c in found if c.objection is not None}
-        click.echo(orjson.dumps({"removed": removed, "kept": kept}))
+        click.echo(json.dumps({"removed": removed, "kept": kept}))
 
 
 def _roots(given: Iterable[Path]) -> list[Path]:

@@ -1,7 +1,7 @@
 """Reads W&B's `.wandb` files: every record whose bytes are whole, whatever lies around it.
 
     bytes of the file, as they come ──feed──▶ Payload(offset, data), Damage(offset, size, cause), …
-                                      end()──▶ what is torn at the end of a file that does not grow any more
+                                      end()──▶ Damage, Torn at the end of a file that does not grow any more
 
 Invariants
 ----------
@@ -9,6 +9,8 @@ Invariants
 * A record that lies in undamaged chunks is found: after a wrong chunk the next one that proves itself counts, and at
   the latest the next block.
 * A chunk whose end is not there yet is waited for; a chunk that is wrong is passed over and said.
+* Torn is what a writer began and did not come to finish, and nothing else: bytes that are wrong are damage at the end
+  of a file as well.
 * Whatever the bytes, nothing is raised, and memory is one block and one record.
 
 The framing is LevelDB's log, as W&B's SDK writes it (0.12 … 0.31, read back from its files): a header of 7 bytes, then
@@ -28,6 +30,8 @@ from typing import NamedTuple
 BLOCK_BYTES = 32 * 1024
 HEADER = struct.Struct("<4sHB")
 IDENT, MAGIC, VERSION = b":W&B", 0xBEE1, 0
+_HEADER = HEADER.pack(IDENT, MAGIC, VERSION)
+_WRONG_HEADER = "the file's header is wrong, or of a later version"
 _CHUNK = struct.Struct("<IHB")
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 _CRC_FULL = zlib.crc32(bytes([_FULL]))
@@ -49,6 +53,10 @@ class Damage:
     cause: str
 
 
+class Torn(Damage):
+    """The last bytes of a file: the beginning of what its writer was writing when it was killed."""
+
+
 class Deframer:
     """Takes a file's bytes from its first on; gives what is in them."""
 
@@ -64,6 +72,16 @@ class Deframer:
         self._wrong_at: int | None = None
         self._cause = ""
         self._found: list[Payload | Damage] = []
+
+    @property
+    def is_within_a_record(self) -> bool:
+        """Whether a record was begun, of which all that came so far is right."""
+        return bool(self._begun)
+
+    @property
+    def is_in_damage(self) -> bool:
+        """Whether no good record came since something was wrong."""
+        return self._wrong_at is not None
 
     def feed(self, data: bytes) -> list[Payload | Damage]:
         """Take the next bytes; return what is complete now."""
@@ -81,15 +99,34 @@ class Deframer:
         return found
 
     def end(self) -> list[Damage]:
-        """Return what is wrong at the end: no byte will follow."""
+        """Return what is wrong at the end, and what is `Torn`: no byte will follow."""
         end = self._offset + len(self._rest)
-        self._lose_begun("the record was never finished")
-        if self._rest:
-            self._lose(self._offset, "the file ends in the middle of a record")
-        self._rest, self._offset = b"", end
+        at = self._begun_at if self._begun else self._offset
+        if self._offset == 0 and not _HEADER.startswith(self._rest):
+            self._lose(0, _WRONG_HEADER)
+        elif not self._is_cut():
+            self._lose_begun("the length of a chunk is wrong")
+            self._lose(at, "the length of a chunk is wrong")
+        if (self._begun or self._wrong_at is None) and at < end:
+            # What was wrong before it ends here: a record was begun, or all is right up to here.
+            self._settle(at)
+            self._found.append(Torn(at, end - at, "the file ends in the middle of a record"))
         self._settle(end)
+        self._rest, self._begun, self._offset = b"", [], end
         found, self._found = self._found, []
         return [damage for damage in found if isinstance(damage, Damage)]
+
+    def _is_cut(self) -> bool:
+        """Whether the rest is less than its chunk: no beginning of it is all that the checksum is of."""
+        if len(self._rest) < _CHUNK.size:
+            return True
+        wanted, _, kind = _CHUNK.unpack(self._rest[: _CHUNK.size])
+        crc = zlib.crc32(bytes([kind]))
+        for byte in self._rest[_CHUNK.size :]:
+            if crc == wanted:
+                return False
+            crc = zlib.crc32(bytes([byte]), crc)
+        return bool(crc != wanted)
 
     def _take_whole(self, at: int) -> int:
         """Take the records that lie in one good chunk each, which nearly all do; return where the first other is."""
@@ -142,8 +179,8 @@ class Deframer:
     def _take_header(self, rest: memoryview) -> int:
         if len(rest) < HEADER.size:
             return 0
-        if HEADER.unpack(rest[: HEADER.size]) != (IDENT, MAGIC, VERSION):
-            self._lose(0, "the file's header is wrong, or of a later version")
+        if rest[: HEADER.size] != _HEADER:
+            self._lose(0, _WRONG_HEADER)
         return HEADER.size
 
     def _take_chunk(self, kind: int, data: bytes) -> None:

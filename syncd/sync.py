@@ -5,8 +5,11 @@
 
 Invariants
 ----------
-* A marker is written only for a run of which everything is acknowledged and nothing was damaged.
-* What a process of W&B's uploads itself is left to it.
+* A marker is written only for a run of which everything is acknowledged and nothing was damaged; and one is believed
+  only as long as nothing came to the file since.
+* What a process of W&B's uploads itself, or may do so for all we can see, is left to it.
+* Of several copies of one file, one is taken.
+* What is wrong with one run stops no other.
 * Whenever it is killed, the same command goes on from there.
 
 What is printed is `cli`'s business.
@@ -15,22 +18,26 @@ What is printed is `cli`'s business.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import signal
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from eventlog import cursor as cursors
 from eventlog.cursor import Sink
+from eventlog.errors import NotARun
 from eventlog.piece import RUN_FILE, RunIdentity
 from eventlog.reader import find_runs
-from syncd import credentials, wandb_runs
+from syncd import credentials, wandb_files, wandb_runs, wandb_sources
 from syncd.metadata import NO_EDITS, Edits
 from syncd.status import RunStatus, run_status
-from syncd.wandb_runs import Taken, WandbFile
+from syncd.wandb_files import Head, WandbFile, Writers
+from syncd.wandb_runs import Taken
+from syncd.wandb_sources import Source
 
 LOOK_S = 0.5
 NEW_ID = "new-id"
@@ -68,10 +75,12 @@ class Plan:
     files: list[WandbFile] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     """How many of W&B's runs are left out, by reason."""
+    errors: list[str] = field(default_factory=list)
+    """What was meant and cannot be synced: a sentence each."""
 
     @property
     def is_empty(self) -> bool:
-        return not self.run_dirs and not self.files
+        return not self.run_dirs and not self.files and not self.errors
 
     def skip(self, reason: str) -> None:
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
@@ -84,6 +93,10 @@ class Outcome:
     runs: list[RunStatus] = field(default_factory=list)
     taken: list[Taken] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    """What is worth to be known, and no reason to complain: a sentence each."""
+    copies: dict[WandbFile, list[WandbFile]] = field(default_factory=dict)
+    """Files that are copies of one that was taken."""
 
     @property
     def error(self) -> str | None:
@@ -95,7 +108,7 @@ class Outcome:
         reasons = [self.error] if self.error is not None else []
         reasons += [f"{run.run}: {run.error or run.state}" for run in self.runs if run.lacks_something]
         reasons += [
-            f"{taken.file.directory.name}: {what}"
+            f"{taken.file.name}: {what}"
             for taken in self.taken
             for what in (*taken.not_taken, *(damage.cause for damage in taken.damage))
         ]
@@ -135,39 +148,47 @@ def plan(paths: Iterable[str], roots: Iterable[Path], wishes: Wishes) -> Plan:
         found.run_dirs = [run_dir for root in roots for run_dir in find_runs(root)]
         if wishes.project is None and wishes.entity is None:
             found.run_dirs = [run_dir for run_dir in found.run_dirs if not _is_synced(run_dir)]
-        directory = wandb_runs.default_directory()
+        directory = wandb_files.default_directory()
         if directory is not None:
             _add_files(found, directory, wishes)
     for given in paths:
-        meant = wandb_runs.expand(given)
+        meant = wandb_files.expand(given)
         if not meant:
             raise NothingThere(f"nothing matches {given!r}.")
         for path in meant:
-            _add(found, path.resolve(), wishes)
+            _add(found, Path(os.path.realpath(path)), wishes)
     found.run_dirs = sorted(set(found.run_dirs))
     found.files = sorted(set(found.files), key=lambda file: str(file.path))
     return found
 
 
 def _is_synced(run_dir: Path) -> bool:
-    """Whether W&B has all of a run of ours that is over, by the word of its cursor."""
+    """Whether W&B has all of a run of ours that is over, by the word of its cursors."""
     now_us = time.time_ns() // 1000
-    for cursor in cursors.cursors(run_dir):
-        if cursor.sink.base_url == credentials.base_url():
-            status = run_status(run_dir, cursor.sink, now_us, online=True)
-            return status.state == "synced" and not status.lacks_something
-    return False
+    try:
+        identity = RunIdentity.load(run_dir)
+    except NotARun:
+        return False
+    run_id = cursors.run_id_there(run_dir) or identity.run_id
+    # What another project or entity has of it was asked for once, and is no word about its own.
+    its_own = Sink(credentials.base_url(), identity.entity, identity.project, run_id)
+    statuses = [
+        run_status(run_dir, cursor.sink, now_us, online=True)
+        for cursor in cursors.cursors(run_dir)
+        if replace(cursor.sink, run_id=cursor.sink.run_id.removesuffix(f"-rank{cursor.rank}")) == its_own
+    ]
+    return bool(statuses) and all(s.state == "synced" and not s.lacks_something for s in statuses)
 
 
 def _add(found: Plan, path: Path, wishes: Wishes) -> None:
-    if (path / RUN_FILE).is_file():
+    if os.path.isfile(path / RUN_FILE):
         found.run_dirs.append(path)
         return
-    below = [*find_runs(path), *(d for d in sorted(path.glob("*")) if (d / RUN_FILE).is_file())]
+    below = [*find_runs(path), *(d for d in sorted(path.glob("*")) if os.path.isfile(d / RUN_FILE))]
     found.run_dirs += below
     has_files = _add_files(found, path, wishes)
     if not below and not has_files:
-        if not path.exists():
+        if not os.path.exists(path):
             raise NothingThere(f"cannot sync {str(path)!r}: there is no such path.")
         raise NothingThere(
             f"cannot sync {str(path)!r}: it is neither a run, nor a root with runs in it, nor a directory of W&B's."
@@ -176,16 +197,37 @@ def _add(found: Plan, path: Path, wishes: Wishes) -> None:
 
 def _add_files(found: Plan, path: Path, wishes: Wishes) -> bool:
     """Add W&B's files at `path`; return whether there are any, wanted or not."""
-    files, is_run = wandb_runs.files_at(path)
+    files, is_run = wandb_files.files_at(path)
+    closed = wandb_files.closed_to_us(path)
+    found.errors += [f"{directory}: it may not be looked into." for directory in closed]
+    shadows = {file.shadow for file in files} if not is_run else set()
+    remembered = {shadow: wandb_sources.remembered(shadow) for shadow in shadows}
     for file in files:
         # What was named by itself is meant, whatever it is.
-        if file.marker.exists() and not wishes.includes_synced and not is_run:
+        if is_run or wishes.includes_synced:
+            is_synced = False
+        else:
+            is_synced = _is_marked(
+                file, [source for _, source in remembered[file.shadow].get(file.source, [])]
+            )
+        if is_synced:
             found.skip("synced already (`--include-synced` looks at them again: nothing is sent twice)")
         elif not file.is_offline and not wishes.includes_online and not is_run:
             found.skip("logged online (`--include-online` completes those that were killed)")
         else:
             found.files.append(file)
-    return bool(files)
+    return bool(files or closed)
+
+
+def _is_marked(file: WandbFile, sources: list[Source]) -> bool:
+    """Whether the file is marked as synced, and nothing came to it since."""
+    try:
+        marked, now = file.marker.stat(), file.path.stat()
+    except OSError:
+        return False
+    ends = [source.ended_at[0] for source in sources if source.ended_at is not None]
+    # Without a word of ours the marker is W&B's, which was written behind all that it says.
+    return now.st_size in ends if ends else now.st_mtime_ns <= marked.st_mtime_ns
 
 
 # -- doing it --------------------------------------------------------------------------------------------------
@@ -193,12 +235,12 @@ def _add_files(found: Plan, path: Path, wishes: Wishes) -> bool:
 
 def sync(planned: Plan, wishes: Wishes, watcher: Watcher) -> Outcome:
     """Bring everything that is planned to W&B; return what became of it."""
-    outcome = Outcome()
+    outcome = Outcome(errors=list(planned.errors))
     with ExitStack() as open_runs:
         run_dirs = list(planned.run_dirs)
         for taken in _take_all(planned.files, wishes, watcher, outcome):
             open_runs.callback(taken.close)
-            if not taken.is_empty:
+            if taken.run_dir is not None and not taken.is_empty:
                 run_dirs.append(taken.run_dir)
         run_dirs = sorted(set(run_dirs))
         if not run_dirs:
@@ -218,7 +260,9 @@ def sync(planned: Plan, wishes: Wishes, watcher: Watcher) -> Outcome:
     if error is not None:
         outcome.errors.append(error)
     for taken in outcome.taken if wishes.marks_synced else ():
-        _mark(taken, [status for (run_dir, _), status in statuses.items() if run_dir == taken.run_dir])
+        its_own = [status for (run_dir, _), status in statuses.items() if run_dir == taken.run_dir]
+        if _is_done(taken, its_own):
+            _mark(taken.file, outcome)
     return outcome
 
 
@@ -249,38 +293,94 @@ def upload_as_new(run_dir: Path) -> str:
 
 def _take_all(files: list[WandbFile], wishes: Wishes, watcher: Watcher, outcome: Outcome) -> Iterable[Taken]:
     """Write the logs of W&B's runs; of those of one run, in the order in which they were begun."""
+    writers = wandb_files.being_written() if files else Writers()
     heads = []
-    written = wandb_runs.being_written() if files else frozenset()
     for file in files:
-        if not file.is_offline and file.path in written:
+        try:
+            heads.append((wandb_files.head(file), file))
+        except OSError as error:
+            outcome.errors.append(f"{file.path} cannot be read: {error.strerror}.")
+    heads = _without_copies(heads, outcome)
+    watcher.reading(sum(head.size for head, _ in heads))
+    for head, file in heads:
+        if not file.is_offline and writers.have(file):
             outcome.errors.append(
                 f"{file.directory}: it is being written, and uploaded, by W&B's own process."
             )
             continue
         try:
-            heads.append((wandb_runs.head(file), file))
-        except OSError as error:
-            outcome.errors.append(f"{file.path} cannot be read: {error.strerror}.")
-    heads.sort(key=lambda found: (found[0].began_us, str(found[1].path)))
-    watcher.reading(sum(head.size for head, _ in heads))
-    for head, file in heads:
-        try:
-            taken = wandb_runs.take(file, head.facts, file.path in written, wishes.run_id, watcher.has_read)
+            taken = _take(file, head, writers, wishes, watcher, outcome)
         except OSError as error:
             outcome.errors.append(
                 f"{file.directory}: its log could not be made in {file.shadow}: {error.strerror}. "
                 "W&B's file is intact."
             )
             continue
+        except Exception as error:  # noqa: BLE001 - what one run's files do to us concerns no other
+            outcome.errors.append(
+                f"{file.directory}: its log could not be made ({type(error).__name__}: {error}). "
+                "W&B's file is intact."
+            )
+            continue
+        if taken.is_live and not file.is_offline:
+            outcome.errors.append(
+                f"{file.directory}: it may be being written, and uploaded, by a process of W&B's that cannot be seen "
+                f"from here. It is taken when nothing came to it for {wandb_files.STALE_S / 60:.0f} minutes."
+            )
+            taken.close()
+            continue
         outcome.taken.append(taken)
         yield taken
 
 
-def _mark(taken: Taken, statuses: list[RunStatus]) -> None:
-    """Say as W&B does that a run is uploaded, so that `wandb clean` knows."""
+def _take(
+    file: WandbFile, head: Head, writers: Writers, wishes: Wishes, watcher: Watcher, outcome: Outcome
+) -> Taken:
+    """Write the log of one run, if it can be told whose it is."""
+    facts = head.facts
+    if head.digest is None:
+        project, entity = wandb_sources.project_of(file) or (wishes.project or "", wishes.entity or "")
+        facts = replace(facts, project=project, entity=entity)
+    if head.digest is None and not facts.project:
+        taken = wandb_runs.look_through(file, writers, watcher.has_read)
+        if taken.records and taken.damage and not taken.is_live:
+            outcome.errors.append(
+                f"{file.directory}: its beginning is damaged, so that its project is not known, and nothing of it is "
+                "uploaded. `--project NAME` uploads what is left of it."
+            )
+        return taken
+    return wandb_runs.take(file, replace(head, facts=facts), writers, wishes.run_id, watcher.has_read)
+
+
+def _without_copies(heads: list[tuple[Head, WandbFile]], outcome: Outcome) -> list[tuple[Head, WandbFile]]:
+    """Return the files in the order in which they were begun; of those that begin alike, the longest."""
+    kept: dict[str, tuple[Head, WandbFile]] = {}
+    by_size = sorted(
+        heads, key=lambda found: (-found[0].size, not found[1].is_in_a_run_directory, str(found[1].directory))
+    )
+    for head, file in by_size:
+        _, first = kept.setdefault(head.digest or str(file.path), (head, file))
+        if first != file:
+            outcome.copies.setdefault(first, []).append(file)
+            outcome.remarks.append(f"{file.name}: a copy of {first.name}; only the latter is taken.")
+    return sorted(kept.values(), key=lambda found: (found[0].began_us, str(found[1].path)))
+
+
+def _is_done(taken: Taken, statuses: list[RunStatus]) -> bool:
+    """Whether W&B has all that there is in the file, and all that there will be."""
     is_over = all(status.state in ("synced", "crashed") for status in statuses)
-    if statuses and is_over and taken.is_whole and not any(status.lacks_something for status in statuses):
-        taken.file.marker.touch()
+    return bool(statuses) and is_over and taken.is_whole and not any(s.lacks_something for s in statuses)
+
+
+def _mark(file: WandbFile, outcome: Outcome) -> None:
+    """Say as W&B does that a run is uploaded, so that `wandb clean` knows."""
+    copies = outcome.copies.get(file, [])
+    for one in (file, *copies):
+        try:
+            if one == file or one.is_the_beginning_of(file):
+                one.marker.touch()
+        except OSError as error:
+            outcome.remarks.append(f"{one.name}: it could not be marked as synced ({error.strerror}).")
 
 
 async def _upload(

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eventlog.piece import RUN_FILE
-from syncd import wandb_runs
+from syncd import wandb_files
 from syncd.sync import NothingThere, Plan, Watcher, Wishes, plan
 
 SUFFIX = ".command"
@@ -94,8 +94,8 @@ class NotFollowed(Exception):
     """What a trigger says cannot be done, however often it is tried: a sentence for a person."""
 
 
-class Stopped(Exception):
-    """Somebody wants it to end."""
+class Stopped(BaseException):
+    """Somebody wants it to end: nothing that is wrong with a run, and never taken for it."""
 
 
 class UntilStopped(Watcher):
@@ -115,7 +115,7 @@ class UntilStopped(Watcher):
 
 def plan_of(run: Path, wishes: Wishes) -> Plan:
     """Say what there is to sync in a run's directory: no pattern is one, nor is a directory of many runs."""
-    is_run = run.is_dir() and ((run / RUN_FILE).is_file() or wandb_runs.files_at(run)[1])
+    is_run = run.is_dir() and (os.path.isfile(run / RUN_FILE) or wandb_files.files_at(run)[1])
     if not is_run:
         raise NothingThere(f"cannot sync {str(run)!r}: there is no run's directory of that name.")
     return plan([str(run)], (), wishes)

@@ -1,91 +1,56 @@
-"""Takes the runs that W&B's own SDK left on the disk: finds them, and writes a log of ours beside them.
+"""Takes a run that W&B's own SDK left on the disk: writes a log of ours beside it.
 
     wandb/offline-run-…/run-<id>.wandb ──dotwandb, wandb_records──▶ wandb/.tidelog/<project>/<id>/main-0001/
           └── files/…, artifacts ─────────────── links ───────────▶ wandb/.tidelog/<project>/<id>/files/<sha256>
 
 Invariants
 ----------
-* W&B's files are only read; the one thing written among them is the marker `.synced` that W&B itself writes.
+* W&B's files are only read.
 * A log made here is W&B's file said in our words: made anew it is the same, so it may be lost at any time.
+* A log is gone on with only if what was written of it still holds: else it is made anew, with another token, and never
+  while somebody uploads it.
 * Directories of one run id are pieces of one run, in the order in which they were begun.
 * A run that a process still writes stays open: to whoever uploads the log its writer lives.
 
-How the log gets to a server is no concern of this module.
+Which files there are is the business of `wandb_files`, whose piece is whose of `wandb_sources`; how the log gets to a
+server is no concern of this module.
 """
 
 from __future__ import annotations
 
-import glob as globbing
+import errno
 import gzip
 import hashlib
 import json
 import os
-import shutil
-import time
-from collections import Counter, deque
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
-import psutil
 
 from eventlog.artifact import base64_md5
-from eventlog.imported import ImportedPiece
-from eventlog.piece import RunIdentity, primaries, this_host
-from eventlog.reader import find_runs, read
-from eventlog.segment import primary_name, primary_number, segments_in
-from eventlog.store import Store, Stored
-from syncd.dotwandb import Damage, Deframer
+from eventlog.imported import ImportedPiece, segments_of
+from eventlog.reader import read
+from eventlog.store import Store, Stored, Unreadable
+from syncd.dotwandb import Damage, Deframer, Torn
 from syncd.fold import CONSOLE, SUMMARY
 from syncd.run_files import CONFIG, METADATA
-from syncd.wandb_records import TRANSLATION, Artifact, Event, File, RunFacts, Translator
+from syncd.wandb_files import Head, WandbFile, Writers
+from syncd.wandb_records import TRANSLATION, Artifact, Event, File, Translator
+from syncd.wandb_sources import Source, claimed, is_being_uploaded, log_of, new_token, piece_of, token_of
 
-SHADOW_DIR = ".tidelog"
-SOURCE_FILE = "source.json"
-MARKER_SUFFIX = ".wandb.synced"
-# Without a `run` record, which says it: what W&B calls a project without a name.
-NO_PROJECT = "uncategorized"
 READ_BYTES = 1024 * 1024
-# The `run` record is the second of a file; where the first block is damaged it is not looked for in a gigabyte.
-HEAD_BYTES, HEAD_MAX_BYTES = 8 * 1024, 1024 * 1024
-# A writer on another host is believed to live for so long after its last byte; W&B writes every 15 s.
-STALE_S = 600.0
 # Made from the log, as they are for a run of ours.
 _MADE = frozenset((CONFIG, METADATA, CONSOLE, SUMMARY))
-
-
-@dataclass(frozen=True, slots=True)
-class WandbFile:
-    """One `.wandb` file: what one process wrote of a run."""
-
-    path: Path
-
-    @property
-    def directory(self) -> Path:
-        return self.path.parent
-
-    @property
-    def source(self) -> str:
-        """What tells it from the run's other files, wherever they are copied to."""
-        return f"{self.directory.name}/{self.path.name}"
-
-    @property
-    def is_offline(self) -> bool:
-        # A file that lies alone was put there by a person, and is asked for.
-        return not self.directory.name.startswith("run-")
-
-    @property
-    def marker(self) -> Path:
-        return self.path.with_suffix(MARKER_SUFFIX)
-
-    @property
-    def shadow(self) -> Path:
-        """The root of the log that is made of it."""
-        is_in_a_wandb_directory = self.directory.name.startswith(("run-", "offline-run-"))
-        return (self.directory.parent if is_in_a_wandb_directory else self.directory) / SHADOW_DIR
+_WHY_UNREADABLE = {
+    errno.ENOENT: "which is gone from this machine",
+    errno.EISDIR: "which is no file",
+    errno.ENOTDIR: "which is no file",
+}
 
 
 @dataclass(slots=True)
@@ -93,7 +58,8 @@ class Taken:
     """What was made of one file."""
 
     file: WandbFile
-    run_dir: Path
+    run_dir: Path | None
+    """None: whose file it is is not known, and no log was made."""
     is_live: bool = False
     records: int = 0
     rows: int = 0
@@ -112,12 +78,12 @@ class Taken:
     @property
     def is_empty(self) -> bool:
         """Whether nothing of it can be uploaded, now or later."""
-        return self.records == 0 and not self.is_live and not self.not_taken
+        return (self.records == 0 or self.run_dir is None) and not self.is_live and not self.not_taken
 
     def as_json(self) -> dict[str, Any]:
         return {
             "path": str(self.file.path),
-            "run_dir": str(self.run_dir),
+            "run_dir": str(self.run_dir) if self.run_dir is not None else None,
             "records": self.records,
             "rows": self.rows,
             "live": self.is_live,
@@ -132,130 +98,33 @@ class Taken:
             self.piece = None
 
 
-# -- finding ---------------------------------------------------------------------------------------------------
-
-
-def expand(path: str) -> list[Path]:
-    """Return the paths that a person meant; a pattern that no shell expanded is expanded here."""
-    if os.path.exists(path) or not globbing.has_magic(path):
-        return [Path(path)]
-    return sorted(map(Path, globbing.glob(path)))
-
-
-def default_directory() -> Path | None:
-    """Return where W&B's SDK puts runs when it is started here, if there is such a directory."""
-    base = Path(os.environ.get("WANDB_DIR") or ".")
-    return next((base / name for name in ("wandb", ".wandb") if (base / name).is_dir()), None)
-
-
-def files_at(path: Path) -> tuple[list[WandbFile], bool]:
-    """Return the `.wandb` files at `path`, and whether it names a run: a file, or a directory with one in it.
-
-    Otherwise it is a directory of runs, or the directory that holds `wandb/`.  W&B's `latest-run` is a link to one
-    of the others, and each file is there once.
-    """
-    if path.suffix == ".wandb" and path.is_file():
-        return [WandbFile(path.resolve())], True
-    for pattern in ("*.wandb", "*/*.wandb", "wandb/*/*.wandb"):
-        found = {entry.resolve() for entry in path.glob(pattern) if entry.is_file()}
-        if found:
-            return [WandbFile(entry) for entry in sorted(found)], pattern == "*.wandb"
-    return [], False
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What the beginning of a file says."""
-
-    facts: RunFacts
-    began_us: int
-    size: int
-
-
-def head(file: WandbFile) -> Head:
-    """Read whose file it is; where that is damaged, its names say the rest."""
-    translator, deframer = Translator(), Deframer()
-    status = file.path.stat()
-    with open(file.path, "rb") as stream:
-        while stream.tell() < HEAD_MAX_BYTES and (data := stream.read(HEAD_BYTES)):
-            for found in deframer.feed(data):
-                if not isinstance(found, Damage):
-                    deque(translator.feed(found.data), maxlen=0)
-                if translator.run is not None:
-                    return Head(translator.run, translator.began_us, status.st_size)
-    run_id = file.path.stem.removeprefix("run-")
-    return Head(RunFacts(run_id, "", "", ""), int(status.st_mtime * 1e6), status.st_size)
-
-
-def being_written() -> frozenset[Path]:
-    """Return the `.wandb` files that a process of this machine has open to write; it takes a look at each process."""
-    found = set()
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            for opened in process.open_files():
-                # Where the mode is not known, it is taken for what would be worse to miss.
-                if opened.path.endswith(".wandb") and getattr(opened, "mode", "w") != "r":
-                    found.add(Path(opened.path))
-    return frozenset(found)
-
-
-# -- translating -----------------------------------------------------------------------------------------------
-
-
-def run_dir_of(file: WandbFile, facts: RunFacts, run_id: str | None = None) -> tuple[Path, RunIdentity]:
-    """Return where the log of that run is made, and who it is: the same wherever the file is copied to."""
-    project = facts.project or NO_PROJECT
-    name = run_id or facts.run_id
-    log_id = hashlib.sha256(f"wandb\n{facts.entity}\n{project}\n{name}".encode()).hexdigest()[:32]
-    identity = RunIdentity(log_id, project, name, facts.entity or None, time.time_ns() // 1000)
-    return identity.directory(file.shadow), identity
-
-
 def take(
     file: WandbFile,
-    facts: RunFacts,
-    may_grow: bool,
+    head: Head,
+    writers: Writers,
     run_id: str | None = None,
     progress: Callable[[int], object] = lambda size: None,
 ) -> Taken:
     """Bring the log of the run up to date with the file; `progress` is told of the bytes that were read.
 
-    `may_grow` says that the file was `being_written`: asked before it is read, since what is read after a no is all
-    there will ever be.  Files of one run are to be taken in the order in which they were begun.
+    `writers` are asked for before the file is read, since what is read after a no is all there will ever be.  Files of
+    one run are to be taken in the order in which they were begun.
     """
-    run_dir, identity = run_dir_of(file, facts, run_id)
-    file.shadow.mkdir(mode=0o700, exist_ok=True)
-    identity = identity.publish(run_dir)
-    writer = _writer_of(run_dir, file)
-    token = hashlib.sha256(file.source.encode()).hexdigest()[:8]
+    file.shadow.mkdir(mode=0o700, parents=True, exist_ok=True)
+    run_dir, identity = log_of(file, head.facts, run_id)
     taken = Taken(file, run_dir)
-    found = file.path.stat()
-    before = _read_source(run_dir / writer)
-    if before.get("ended_at") is not None:
-        if (before["ended_at"], before.get("translation")) == (found.st_size, TRANSLATION) and not may_grow:
-            known = _known(taken, before)
-            if known is not None:
-                progress(found.st_size)
-                return known
-        else:
-            _forget(run_dir, writer)
-    piece = ImportedPiece.open(run_dir, identity, writer, token)
+    status = file.path.stat()
+    if not writers.may_have(file, head.facts.host) and _is_known(
+        taken, run_dir / piece_of(run_dir, file, head), status
+    ):
+        progress(status.st_size)
+        return taken
+    piece = claimed(run_dir, identity, file, head)
     if piece is None:
         taken.not_taken["another syncd is reading it"] += 1
         return taken
     try:
-        _write_source(run_dir / writer, {"source": file.source, "translation": TRANSLATION, "ended_at": None})
-        translation = _Translation(taken, piece, _metadata_of(file))
-        is_gone = facts.host in ("", this_host()) or time.time() - found.st_mtime > STALE_S
-        # A network file system may show a hole that is filled later: what lies behind one waits until the run is over,
-        # since the log counts on finding the same records again.
-        may_pass = not may_grow and is_gone
-        translation.read_events(progress, may_pass)
-        taken.is_live = may_grow or not (translation.has_ended or is_gone)
-        translation.finish()
-        piece.flush()
-        if not taken.is_live:
-            _write_source(run_dir / writer, _as_known(taken, found.st_size))
+        _write(taken, piece, head, writers, status, progress)
     except BaseException:
         piece.close()
         raise
@@ -265,44 +134,107 @@ def take(
     return taken
 
 
-def _as_known(taken: Taken, size: int) -> dict[str, Any]:
-    """Return what is remembered of a file that is over."""
+def look_through(file: WandbFile, writers: Writers, progress: Callable[[int], object]) -> Taken:
+    """Say what is in a file of which it cannot be told whose it is; no log is made of it."""
+    taken = Taken(file, None, writers.may_have(file, ""))
+    deframer = Deframer()
+    with open(file.path, "rb") as stream:
+        while data := stream.read(READ_BYTES):
+            found = deframer.feed(data)
+            taken.damage += [one for one in found if isinstance(one, Damage)]
+            taken.records += sum(not isinstance(one, Damage) for one in found)
+            progress(len(data))
+    for wrong in deframer.end() if not taken.is_live else ():
+        if isinstance(wrong, Torn):
+            taken.torn = wrong
+        else:
+            taken.damage.append(wrong)
+    return taken
+
+
+def known(taken: Taken, source: Source) -> bool:
+    """Whether all that is in the file is in the log, and what was found in it is noted in `taken` now.
+
+    What could not be had of it may be had the next time.
+    """
+    found = source.found
+    try:
+        if found is None or found["not_taken"]:
+            return False
+        taken.records, taken.rows = found["records"], found["rows"]
+        taken.damage = [Damage(**damage) for damage in found["damage"]]
+        taken.torn = Torn(**found["torn"]) if found["torn"] else None
+    except (KeyError, TypeError):
+        return False
+    return True
+
+
+def _is_known(taken: Taken, piece_dir: Path, status: os.stat_result) -> bool:
+    source = Source.load(piece_dir)
+    if source is None or not source.is_still_of(taken.file, status) or not known(taken, source):
+        return False
+    now = source.now_called(taken.file, status)
+    if now != source:
+        now.save(piece_dir)
+    return True
+
+
+def _write(
+    taken: Taken,
+    piece: ImportedPiece,
+    head: Head,
+    writers: Writers,
+    status: os.stat_result,
+    progress: Callable[[int], object],
+) -> None:
+    """Write what is not yet in the log; when that is all, note what it was."""
+    file = taken.file
+    may_grow = writers.may_have(file, head.facts.host)
+    ended_at = (status.st_size, status.st_mtime_ns)
+    token = _token_to_go_on_with(piece.dir, file, status, may_grow)
+    if token is None and segments_of(piece.dir) and is_being_uploaded(piece.dir.parent):
+        taken.not_taken["another syncd is uploading it as it was"] += 1
+        return
+    # The log holds from here on what is true only of a file that is over; killed, the next one knows it by this.
+    source = Source(
+        file.source, head.digest, token or new_token(), ended_at=ended_at if not may_grow else None
+    )
+    source.save(piece.dir)
+    piece.begin(source.token)
+    translation = _Translation(taken, piece, _metadata_of(file))
+    # A network file system may show a hole that is filled later: what lies behind one waits until the run is over,
+    # since the log counts on finding the same records again.
+    sha256 = translation.read_events(progress, may_pass=not may_grow)
+    taken.is_live = writers.have(file) or (may_grow and not translation.has_ended)
+    if not taken.is_live and source.ended_at is None:
+        source = replace(source, ended_at=ended_at)
+        source.save(piece.dir)
+    translation.finish()
+    piece.flush()
+    if not taken.is_live:
+        replace(source, sha256=sha256, found=_found(taken)).save(piece.dir)
+
+
+def _token_to_go_on_with(
+    piece_dir: Path, file: WandbFile, status: os.stat_result, may_grow: bool
+) -> str | None:
+    """Return the token of the log that is there, or None if it does not hold any more."""
+    before = Source.load(piece_dir)
+    if before is None or before.translation != TRANSLATION:
+        return None
+    if before.ended_at is not None and (may_grow or not before.is_still_of(file, status)):
+        return None
+    return before.token or token_of(piece_dir)
+
+
+def _found(taken: Taken) -> dict[str, Any]:
     return {
-        "source": taken.file.source,
-        "translation": TRANSLATION,
-        "ended_at": size,
         "records": taken.records,
         "rows": taken.rows,
         "damage": [asdict(damage) for damage in taken.damage],
         "torn": asdict(taken.torn) if taken.torn else None,
         "not_taken": taken.not_taken,
     }
-
-
-def _known(taken: Taken, source: dict[str, Any]) -> Taken | None:
-    """Return what is remembered of a file that is over, unless something may be had from it now."""
-    try:
-        taken.records, taken.rows = source["records"], source["rows"]
-        taken.damage = [Damage(**damage) for damage in source["damage"]]
-        taken.torn = Damage(**source["torn"]) if source["torn"] else None
-        return None if source["not_taken"] else taken
-    except (KeyError, TypeError):
-        return None
-
-
-def taken_below(shadow: Path, written: frozenset[Path]) -> dict[WandbFile, Taken]:
-    """Return what is known of the files that were taken whole and have not changed since."""
-    found = {}
-    for run_dir in find_runs(shadow):
-        for name in primaries(run_dir):
-            source = _read_source(run_dir / name)
-            file = WandbFile(shadow.parent / str(source.get("source")))
-            with suppress(OSError):
-                if file.path.stat().st_size == source.get("ended_at") and file.path not in written:
-                    taken = _known(Taken(file, run_dir), source)
-                    if taken is not None:
-                        found[file] = taken
-    return found
 
 
 class _Translation:
@@ -315,37 +247,40 @@ class _Translation:
         self._deframer = Deframer()
         self._files: dict[str, File] = {}
         self._artifacts: list[Artifact] = []
-        self._store = Store(taken.run_dir, is_durable=False)
+        self._store = Store(piece.dir.parent, is_durable=False)
 
     @property
     def has_ended(self) -> bool:
         return self._translator.has_ended
 
-    def read_events(self, progress: Callable[[int], object], may_pass: bool) -> None:
-        """Read to the end of the file, or up to the first damage if that may not be passed."""
+    def read_events(self, progress: Callable[[int], object], may_pass: bool) -> str | None:
+        """Read to the end of the file and return its SHA-256, or up to the first damage if that may not be passed."""
+        content = hashlib.sha256()
         with open(self._taken.file.path, "rb") as stream:
             while data := stream.read(READ_BYTES):
+                content.update(data)
                 for found in self._deframer.feed(data):
                     if isinstance(found, Damage):
-                        self._taken.damage.append(found)
+                        self._note_damage(found)
                         if not may_pass:
-                            return
-                        self._translator.note_damage(
-                            f"{found.cause}, at byte {found.offset} of {self._taken.file.source}"
-                        )
+                            return None
                     else:
                         self._take(self._translator.feed(found.data))
                 progress(len(data))
+        return content.hexdigest()
+
+    def _note_damage(self, damage: Damage) -> None:
+        self._taken.damage.append(damage)
+        self._translator.note_damage(f"{damage.cause}, at byte {damage.offset} of {self._taken.file.source}")
 
     def finish(self) -> None:
         """Write what is known now: all of it, unless the run goes on."""
         if not self._taken.is_live:
-            for damage in self._deframer.end():
-                if damage.offset == 0:
-                    # Not even its header is W&B's: no writer was interrupted there.
-                    self._taken.damage.append(damage)
+            for wrong in self._deframer.end():
+                if isinstance(wrong, Torn):
+                    self._taken.torn = wrong
                 else:
-                    self._taken.torn = damage
+                    self._note_damage(wrong)
             self._take(self._translator.end())
         self._write_files()
         self._taken.records, self._taken.rows = self._translator.records, self._translator.rows
@@ -365,7 +300,7 @@ class _Translation:
 
     def _write_files(self) -> None:
         known: dict[str, dict[str, dict[str, Any]]] = {"file": {}, "artifact": {}}
-        for record in read(self._taken.run_dir, "files", self._piece.dir.name):
+        for record in read(self._piece.dir.parent, "files", self._piece.dir.name):
             if record.kind in known:
                 name = record.data["path" if record.kind == "file" else "client_id"]
                 known[record.kind][name] = record.data
@@ -396,8 +331,11 @@ class _Translation:
         size = 0
         try:
             entries = [*artifact.entries, *_manifest_entries(artifact.manifest_path)]
-        except (OSError, ValueError):
+        except FileNotFoundError:
             self._taken.not_taken[f"artifact {name}, whose list of files is gone from this machine"] += 1
+            return
+        except (OSError, EOFError, zlib.error, ValueError):
+            self._taken.not_taken[f"artifact {name}, whose list of files cannot be read"] += 1
             return
         for entry in entries:
             size += entry.get("size") or 0
@@ -424,10 +362,9 @@ class _Translation:
     def _stored(self, path: Path, what: str, may_link: bool) -> Stored | None:
         try:
             return self._store.put(path, may_link=may_link)
-        except FileNotFoundError:
-            self._taken.not_taken[f"{what}, which is gone from this machine"] += 1
-        except (IsADirectoryError, NotADirectoryError):
-            self._taken.not_taken[f"{what}, which is no file"] += 1
+        except Unreadable as error:
+            why = _WHY_UNREADABLE.get(error.errno or 0, f"which cannot be read ({error.strerror})")
+            self._taken.not_taken[f"{what}, {why}"] += 1
         return None
 
 
@@ -435,7 +372,11 @@ def _manifest_entries(path: str) -> Iterator[dict[str, Any]]:
     """Yield the entries of an artifact that has too many of them for one record: a line of JSON each."""
     if path:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
+            for line in lines:
+                entry = json.loads(line)
+                if not (isinstance(entry, dict) and {"path", "digest"} <= entry.keys()):
+                    raise ValueError(f"no entry of an artifact: {line[:80]!r}")
+                yield entry
 
 
 def _metadata_of(file: WandbFile) -> dict[str, Any]:
@@ -445,40 +386,3 @@ def _metadata_of(file: WandbFile) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _writer_of(run_dir: Path, file: WandbFile) -> str:
-    """Return the piece that is this file's, an old one or the next."""
-    names = primaries(run_dir)
-    for name in names:
-        if _read_source(run_dir / name).get("source") == file.source:
-            return name
-    # A killed translation may have made the last directory, and nothing in it.
-    if names and not _read_source(run_dir / names[-1]):
-        return names[-1]
-    return primary_name(1 + max((primary_number(name) or 0 for name in names), default=0))
-
-
-def _forget(run_dir: Path, writer: str) -> None:
-    """Let a piece be made anew: its file grew after it was believed to be over, or another version made it.
-
-    Cursors count its records, and are forgotten with them; the server's own counts take their place.
-    """
-    for name in os.listdir(run_dir / writer):
-        if any(segments_in([name], stream) for stream in ("events", "console", "files")):
-            os.unlink(run_dir / writer / name)
-    shutil.rmtree(run_dir / "sync", ignore_errors=True)
-
-
-def _read_source(piece_dir: Path) -> dict[str, Any]:
-    try:
-        found = orjson.loads((piece_dir / SOURCE_FILE).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _write_source(piece_dir: Path, source: dict[str, Any]) -> None:
-    temporary = piece_dir / f".{SOURCE_FILE}.new"
-    temporary.write_bytes(orjson.dumps(source) + b"\n")
-    os.replace(temporary, piece_dir / SOURCE_FILE)

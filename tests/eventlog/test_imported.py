@@ -23,15 +23,16 @@ def identity() -> RunIdentity:
     return RunIdentity("a" * 32, "demo", "run", None, 1)
 
 
-def opened(root: Path, identity: RunIdentity) -> ImportedPiece:
+def opened(root: Path, identity: RunIdentity, token: str = TOKEN) -> ImportedPiece:
     identity.publish(identity.directory(root))
-    piece = ImportedPiece.open(identity.directory(root), identity, WRITER, TOKEN)
+    piece = ImportedPiece.open(identity.directory(root), identity, WRITER)
     assert piece is not None
+    piece.begin(token)
     return piece
 
 
-def imported_once(root: Path, identity: RunIdentity, rows: int) -> None:
-    piece = opened(root, identity)
+def imported_once(root: Path, identity: RunIdentity, rows: int, token: str = TOKEN) -> None:
+    piece = opened(root, identity, token)
     for i in range(rows):
         piece.append("events", "metrics", {"i": i}, 1000 + i, step=i, commit=True)
     piece.close()
@@ -82,6 +83,50 @@ def test_wherever_a_writer_was_killed_the_next_goes_on(tmp_path: Path, identity:
     assert numbers(tmp_path, identity) == list(range(6))
 
 
+def test_another_token_is_another_log(tmp_path: Path, identity: RunIdentity):
+    imported_once(tmp_path, identity, 9)
+
+    imported_once(tmp_path, identity, 2, token="ffffffff")
+
+    assert numbers(tmp_path, identity) == [0, 1]
+
+
+@pytest.mark.parametrize("survivor", ["events", "console"])
+def test_whoever_replaces_a_log_may_be_killed_on_the_way(
+    tmp_path: Path, identity: RunIdentity, survivor: str
+):
+    piece = opened(tmp_path, identity)
+    for stream in ("events", "console"):
+        piece.append(stream, "metrics", {"i": 99}, 1)
+    piece.close()
+    # What was there when the next one was killed: the new log is begun, and one segment of the old is left.
+    old = {path: path.read_bytes() for path in tmp_path.rglob(f"{survivor}-*")}
+    imported_once(tmp_path, identity, 1, token="ffffffff")
+    for path, content in old.items():
+        path.with_name(path.name.replace("0.jsonl", "0.7.jsonl")).write_bytes(content)
+
+    imported_once(tmp_path, identity, 2, token="ffffffff")
+
+    assert numbers(tmp_path, identity) == [0, 1]
+    assert records(tmp_path, identity, "console") == []
+
+
+def test_a_segment_whose_header_is_lost_stays_part_of_its_log(tmp_path: Path, identity: RunIdentity):
+    piece = opened(tmp_path, identity)
+    for stream in ("events", "console"):
+        piece.append(stream, "metrics", {"i": 0}, 1)
+    piece.close()
+    (segment,) = tmp_path.rglob("events-*")
+    content = bytearray(segment.read_bytes())
+    content[12] ^= 1
+    segment.write_bytes(content)
+
+    imported_once(tmp_path, identity, 2)
+
+    assert numbers(tmp_path, identity) == [0, 1]
+    assert len(list(tmp_path.rglob("events-*"))) == 2
+
+
 def test_a_file_is_added_behind_those_that_are_there(tmp_path: Path, identity: RunIdentity):
     for name in ("a", "b"):
         piece = opened(tmp_path, identity)
@@ -98,7 +143,7 @@ def test_it_lives_for_as_long_as_it_is_open(tmp_path: Path, identity: RunIdentit
     piece.flush()
 
     assert not closed(run_dir, WRITER)
-    assert ImportedPiece.open(run_dir, identity, WRITER, TOKEN) is None
+    assert ImportedPiece.open(run_dir, identity, WRITER) is None
 
     piece.close()
     assert closed(run_dir, WRITER)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from eventlog.store import FILES_DIR, Store, digests
+from eventlog.store import FILES_DIR, Store, Unreadable, digests
 
 
 def sha256(content: bytes) -> str:
@@ -102,6 +102,25 @@ def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("may_link", [True, False])
+def test_a_file_that_cannot_be_read_is_told_apart_from_a_store_that_cannot_be_written(
+    tmp_path: Path, may_link: bool
+):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop.name)
+    (tmp_path / "run").mkdir()
+
+    with pytest.raises(Unreadable, match="symbolic links"):
+        Store(tmp_path / "run", True).put(loop, may_link)
+    assert names(tmp_path / "run") == []
+
+    (tmp_path / "run" / FILES_DIR).rmdir()
+    (tmp_path / "run" / FILES_DIR).touch()
+    with pytest.raises(OSError, match="Not a directory") as caught:
+        Store(tmp_path / "run", True).put(b"hello", may_link)
+    assert not isinstance(caught.value, Unreadable)
 
 
 def test_threads_that_store_the_same_content_agree(tmp_path: Path):

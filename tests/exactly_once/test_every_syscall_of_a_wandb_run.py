@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from syncd import wandb_runs
+from syncd import wandb_files, wandb_runs
 from syncd.daemon import Daemon
 from syncd.wandb_api import WandbApi
 from tests.contract.scripts import EVERYTHING
@@ -63,8 +63,8 @@ def copied(logged: Path, root: Path, run_id: str) -> None:
 
 def ended(setting: Setting, root: Path) -> None:
     """Run the sync again, as a process of its own would; the server is honest, so that nothing is waited for."""
-    files, _ = wandb_runs.files_at(root)
-    taken = [wandb_runs.take(file, wandb_runs.head(file).facts, may_grow=False) for file in files]
+    files, _ = wandb_files.files_at(root)
+    taken = [wandb_runs.take(file, wandb_files.head(file), wandb_files.Writers()) for file in files]
     assert all(one.is_whole for one in taken)
     daemon = Daemon(
         roots=list,

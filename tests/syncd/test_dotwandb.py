@@ -12,7 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.dotwandb import BLOCK_BYTES, Damage, Deframer, Payload
+from syncd.dotwandb import BLOCK_BYTES, Damage, Deframer, Payload, Torn
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "wandb"
 HEADER = b":W&B\xe1\xbe\x00"
@@ -101,9 +101,56 @@ def test_of_a_file_that_was_cut_all_that_was_whole_is_read(
     file = framed(payloads)
     cut = data.draw(st.integers(0, len(file)), label="bytes")
 
-    found, _ = read(file[:cut], portion)
+    found, wrong = read(file[:cut], portion)
 
     assert found == [p for i, p in enumerate(payloads) if len(framed(payloads[: i + 1])) <= cut]
+    # And what was not is torn: nothing of it is wrong.
+    assert all(isinstance(one, Torn) and one.offset + one.size == cut for one in wrong)
+
+
+@given(st.lists(sizes, min_size=1, max_size=12), st.data())
+def test_a_changed_byte_is_no_torn_end_wherever_it_is(sizes_: list[int], data: st.DataObject):
+    payloads = numbered(sizes_)
+    file = bytearray(framed(payloads))
+    back = data.draw(st.integers(1, min(len(file), 400)), label="bytes before the end")
+    file[-back] ^= data.draw(st.integers(1, 255), label="bits")
+
+    found, wrong = read(bytes(file))
+
+    assert found == payloads or any(not isinstance(one, Torn) for one in wrong)
+
+
+@pytest.mark.parametrize("end", [bytes(5_000), bytes([0xA5]) * 5_000], ids=["zeros", "garbage"])
+def test_an_end_that_was_overwritten_is_damage_up_to_the_last_byte(end: bytes):
+    file = framed(numbered([50] * 200))
+    kept = file[: len(file) - len(end)]
+
+    _, wrong = read(kept + end)
+
+    assert [type(one) for one in wrong] == [Damage]
+    assert wrong[0].offset + wrong[0].size == len(file)
+
+
+def test_behind_damage_a_record_that_was_begun_is_torn():
+    payloads = numbered([50, 50, 50, 2 * BLOCK_BYTES])
+    file = bytearray(framed(payloads))
+    wrong_at, begun_at = (len(framed(payloads[:n])) for n in (2, 3))
+    file[wrong_at + 20] ^= 1
+
+    _, wrong = read(bytes(file[: BLOCK_BYTES + 100]))
+
+    assert wrong == [
+        Damage(wrong_at, begun_at - wrong_at, "the checksum is wrong"),
+        Torn(begun_at, BLOCK_BYTES + 100 - begun_at, "the file ends in the middle of a record"),
+    ]
+
+
+@pytest.mark.parametrize("size", range(8))
+def test_of_a_header_that_was_cut_nothing_is_wrong(size: int):
+    assert read(HEADER[:size]) == (
+        [],
+        [Torn(0, size, "the file ends in the middle of a record")][: 0 < size < 7],
+    )
 
 
 @given(st.lists(sizes, min_size=1, max_size=8), st.data())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from collections.abc import Iterable
@@ -32,6 +33,38 @@ def framed(payloads: Iterable[bytes]) -> bytes:
             if not rest:
                 break
     return bytes(out)
+
+
+def logged(
+    rows: int,
+    *,
+    is_over: bool = True,
+    host: str = "",
+    project: str = "p",
+    entity: str = "",
+    run_id: str = "r",
+    began_s: int = 1_700_000_000,
+    config: str = "{}",
+) -> bytes:
+    """Return the file of a run that logged `{"i": 0}, {"i": 1}, …`, as a process had written it."""
+    made = [messages().Record(num=1, header={})]
+    run = {
+        "run_id": run_id,
+        "project": project,
+        "entity": entity,
+        "host": host,
+        "start_time": {"seconds": began_s},
+    }
+    made.append(
+        messages().Record(num=2, run={**run, "config": {"update": [{"key": "c", "value_json": config}]}})
+    )
+    for i in range(rows):
+        values = {"_step": i, "_timestamp": began_s + i, "_runtime": i, "i": i}
+        items = [{"nested_key": [key], "value_json": json.dumps(value)} for key, value in values.items()]
+        made.append(messages().Record(num=3 + i, history={"item": items, "step": {"num": i}}))
+    if is_over:
+        made.append(messages().Record(num=3 + rows, exit={"exit_code": 0}))
+    return framed(record.SerializeToString() for record in made)
 
 
 def records_of(path: Path) -> list[Any]:

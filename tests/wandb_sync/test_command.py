@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from eventlog import cursor as cursors
 from tests.contract.clients import World, world
 from tests.contract.scripts import INIT
 from tests.wandb_sync.logged import dotwandb, log_offline, numbers, syncd, synced, wandb_sync
@@ -71,6 +74,39 @@ def test_one_run_and_its_link_are_one(there: World):
 
 
 @pytest.mark.slow
+def test_a_copy_that_followed_the_links_is_one_run(there: World):
+    copied = shutil.copytree(there.directory / "wandb", there.home / "copied" / "wandb", symlinks=False)
+    assert not (copied / "latest-run").is_symlink()
+
+    said = synced(there, str(copied))
+
+    assert numbers(there) == list(range(5))
+    assert len(said["taken"]) == 1
+    assert "a copy of" in said["remarks"][0]
+    again = syncd(there, "sync", str(copied))
+    assert again.returncode == 0
+    assert "There are no runs to sync here." in again.stdout
+
+
+@pytest.mark.slow
+def test_a_path_that_is_no_text_is_said_to_scripts(there: World):
+    place = there.home / os.fsdecode(b"runs-\xff")
+    place.mkdir()
+    wandb = (there.directory / "wandb").rename(place / "wandb")
+
+    for options in (["--dry-run", "--json"], ["--json"], ["--include-synced"]):
+        done = syncd(there, "sync", str(wandb), *options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        if "--json" in options:
+            said = json.loads(done.stdout)
+            (path,) = said.get("would_sync") or [Path(one["path"]).parent for one in said["taken"]]
+            assert Path(path).parent == wandb
+    cleaned = json.loads(syncd(there, "clean", str(wandb), "--yes", "--json").stdout)
+    assert len(cleaned["removed"]) == 1
+    assert numbers(there) == list(range(5))
+
+
+@pytest.mark.slow
 def test_a_run_of_ours_and_one_of_wandbs_go_together(there: World):
     (there.directory / "train.py").write_text(
         "import eventlog as wandb\n" + SCRIPT.replace('id="r"', 'id="ours"')
@@ -80,6 +116,38 @@ def test_a_run_of_ours_and_one_of_wandbs_go_together(there: World):
     synced(there)
 
     assert len(there.server.run("ent", "p", "ours").history) == len(there.run.history) == 5
+
+
+@pytest.mark.slow
+def test_an_id_is_for_wandbs_runs_and_nothing_else_is_uploaded_under_it(there: World):
+    (there.directory / "train.py").write_text(
+        "import eventlog as wandb\n" + SCRIPT.replace('id="r"', 'id="ours"')
+    )
+    there.command("train.py")
+
+    for paths in ([], [str(there.home / "runs")]):
+        done = syncd(there, "sync", "--id", "other", *paths)
+        assert done.returncode == 2
+        assert "--id is for W&B's runs" in done.stderr
+    assert there.server.runs() == []
+
+    synced(there, "--id", "other", "wandb")
+    assert [run.run_id for run in there.server.runs()] == ["other"]
+
+
+@pytest.mark.slow
+def test_what_another_project_has_of_a_run_of_ours_is_no_word_about_its_own(there: World):
+    (there.directory / "train.py").write_text(
+        "import eventlog as wandb\n" + SCRIPT.replace('id="r"', 'id="ours"')
+    )
+    there.command("train.py")
+    shutil.rmtree(there.directory / "wandb")
+    synced(there, "-p", "q")
+
+    synced(there)
+
+    assert [(run.project, len(run.history)) for run in there.server.runs()] == [("q", 5), ("p", 5)]
+    assert "There are no runs to sync here." in syncd(there, "sync").stdout
 
 
 @pytest.mark.slow
@@ -301,6 +369,37 @@ def test_clean_keeps_what_is_not_confirmed(there: World, why: str):
     assert said["removed"] == []
     assert list(said["kept"]) == [str(path.parent)]
     assert path.exists()
+
+
+@pytest.mark.slow
+def test_clean_keeps_a_directory_for_any_file_in_it(there: World):
+    path = dotwandb(there)
+    synced(there, "wandb")
+    (path.parent / "run-other.wandb").write_bytes(path.read_bytes()[:2000])
+
+    for named in ("wandb", str(path)):
+        said = json.loads(syncd(there, "clean", named, "--yes", "--json").stdout)
+        assert said["removed"] == []
+        assert "run-other.wandb" in said["kept"][str(path.parent)]
+    assert path.exists()
+
+
+@pytest.mark.slow
+def test_clean_keeps_what_was_taken_for_uploaded_by_a_persons_word(there: World):
+    there.server.seed_run("p", "r", 7, entity="ent")
+    done = syncd(there, "sync", "wandb", "--force", "continue")
+    assert done.returncode == 0, done.stdout
+    run_dir = there.directory / "wandb" / ".tidelog" / "p" / "r"
+    (cursor,) = cursors.cursors(run_dir)
+    assert cursor.attach is not None
+    # As it is kept of a run that was continued by force.
+    forced = replace(cursor, attach={**cursor.attach, "forced": cursors.CONTINUE})
+    cursors.save(run_dir, forced, cursor.time)
+
+    said = json.loads(syncd(there, "clean", "--yes", "--json").stdout)
+
+    assert said["removed"] == []
+    assert "--force continue" in said["kept"][str(dotwandb(there).parent)]
 
 
 @pytest.mark.slow

@@ -123,6 +123,27 @@ def test_the_end_that_a_killed_writer_left_unfinished_is_no_damage(there: World)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("end", ["zeros", "garbage", "one bit"])
+def test_an_end_that_was_overwritten_is_damage_and_nothing_of_the_run_is_removed(there: World, end: str):
+    path = dotwandb(there)
+    content = path.read_bytes()
+    lost = 5 if end == "one bit" else len(content) // 3
+    flipped = bytes([content[-lost] ^ 0x20, *content[-lost + 1 :]])
+    ends = {"zeros": bytes(lost), "garbage": random.Random(1).randbytes(lost), "one bit": flipped}
+    overwrite(path, len(content) - lost, ends[end])
+
+    done = syncd(there, "sync", "wandb", "--json")
+
+    assert done.returncode == 1
+    (taken,) = json.loads(done.stdout)["taken"]
+    assert taken["torn"] is None
+    assert sum(damage["size"] for damage in taken["damage"]) >= lost
+    assert list(there.directory.glob("wandb/*/*.synced")) == []
+    assert "damaged or missing" in syncd(there, "clean", "--yes").stdout
+    assert path.exists()
+
+
+@pytest.mark.slow
 def test_a_run_whose_beginning_is_damaged_is_known_by_its_name(there: World):
     path = dotwandb(there)
     overwrite(path, 7, bytes(900))
@@ -141,11 +162,12 @@ def test_a_run_whose_beginning_is_damaged_is_known_by_its_name(there: World):
     ("content", "code", "why"),
     [
         (b"", 0, "there is nothing in it"),
+        (b":W&", 0, "there is nothing in it"),
         (b":W&B\xe1\xbe\x00", 0, "there is nothing in it"),
         (b"not a file of W&B's", 1, "the file's header is wrong"),
         (bytes(100_000), 1, "the file's header is wrong"),
     ],
-    ids=["empty", "killed at birth", "text", "zeros"],
+    ids=["empty", "killed at birth", "killed a moment later", "text", "zeros"],
 )
 def test_a_file_that_holds_nothing_is_said_and_stops_nobody(
     there: World, content: bytes, code: int, why: str
@@ -154,9 +176,11 @@ def test_a_file_that_holds_nothing_is_said_and_stops_nobody(
     other.mkdir()
     (other / "run-none.wandb").write_bytes(content)
 
-    done = syncd(there, "sync", "wandb")
+    # The second time it is as it was, as in a cron job.
+    for _ in range(2):
+        done = syncd(there, "sync", "wandb")
 
     assert numbers(there) == list(range(WRITTEN))
-    assert done.returncode == code, done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
     assert f"{other.name}: " in done.stdout
     assert why in " ".join(done.stdout.split())

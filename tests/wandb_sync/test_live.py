@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from syncd.wandb_runs import being_written
+from syncd.wandb_files import WandbFile, being_written
 from tests.contract.clients import World, start_by_the_sdk, world
 from tests.wandb_server.waiting import wait_for
 from tests.wandb_sync.logged import dotwandb, numbers, syncd, synced, wandb_sync
@@ -122,7 +122,7 @@ def test_a_trainer_that_is_killed_holds_nobody_up(there: World, trainer: subproc
     os.killpg(trainer.pid, signal.SIGKILL)
     trainer.communicate()
     # W&B's other process is as dead as it, but for the moment that the kernel takes.
-    wait_for(lambda: dotwandb(there) not in being_written(), "the end of all that wrote it")
+    wait_for(lambda: not being_written().have(WandbFile(dotwandb(there))), "the end of all that wrote it")
 
     said = synced(there, "wandb")
 
