@@ -9,6 +9,7 @@ Invariants
 * What may not have arrived is counted and never sent again.
 * An alert that is refused, or too old to be news, holds nothing up; nor does a server that wants no more of them now.
 * Memory is what was read at once: the caller reads no more while `is_full`.
+* In a log that was made anew an alert is known by its time, and by how many there were at that time before it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,18 @@ _ACK = Outcome(Verdict.ACK)
 
 # Where the last alert stands that is over, how many did not arrive and why: the cursor's `alerted`.
 Alerted = dict[str, Any]
+
+
+def in_a_log_made_anew(alerted: Alerted | None) -> Alerted | None:
+    """Return what holds of `alerted` where records have other numbers now."""
+    if alerted is None:
+        return None
+    begun: Alerted = {"writer": "", "seq": -1, "not_sent": alerted["not_sent"]}
+    if "time" not in alerted:
+        # Nothing is known of when it was: none of those before now is sent.
+        return {**begun, "until_us": time.time_ns() // 1000}
+    over = max((alerted["time"], alerted["nth"]), tuple(alerted.get("over", (0, 0))))
+    return {**begun, "until_us": alerted.get("until_us", 0), "over": list(over)}
 
 
 class Alerts:
@@ -76,6 +89,11 @@ class Alerts:
             done = (pieces.index(before) if before in pieces else -1, self.alerted["seq"])
             if (pieces.index(writer), record.seq) <= done:
                 return
+            after = self._after(writer, record)
+            if [after["time"], after["nth"]] <= after.get("over", []):
+                # Over in an earlier log of the run, and counted there if it did not arrive.
+                self.alerted = after
+                return
         self._waiting.append((writer, record))
         if len(self._waiting) == 1:
             # A backlog of old ones is none.
@@ -94,7 +112,12 @@ class Alerts:
         return False
 
     def _after(self, writer: str, record: Record) -> Alerted:
-        return {"not_sent": {}, **(self.alerted or {}), "writer": writer, "seq": record.seq}
+        before = self.alerted or {}
+        # A clock set back makes no alert an earlier one.
+        time_us = max(record.time_us, before.get("time", 0))
+        nth = 1 + (before.get("nth", 0) if time_us == before.get("time") else 0)
+        at = {"writer": writer, "seq": record.seq, "time": time_us, "nth": nth}
+        return {"not_sent": {}, **before, **at}
 
     async def step(self) -> Outcome:
         """Send the next one; return the trouble that others may meet as well, or an ack."""

@@ -7,6 +7,7 @@ Invariants
 ----------
 * Nothing is sent of an artifact that is not whole here: its manifest is proved by record and content, and every
   file is looked at, before the first request.
+* What refers to another artifact of the run by its client's id refers to it by the server's there.
 * Commit comes last, when the server has every file and the manifest: before it, nobody sees the artifact.
 * Doing all of it again, from any point and in any process, ends in the same: the ids are the record's, equal
   content is found by its digest, and only files that the server lacks are put.
@@ -46,6 +47,8 @@ from syncd.wandb_api import WandbApi
 ASK_AT_ONCE = 50
 _ACK = Outcome(Verdict.ACK)
 _ENTRY_KEYS = ("digest", "ref", "size", "extra")
+_BY_CLIENT_ID, _BY_SERVER_ID = "wandb-client-artifact://", "wandb-artifact://"
+UNKNOWN_REFERENCE = "artifact that refers to another which W&B does not know"
 
 
 class ArtifactUpload:
@@ -64,6 +67,8 @@ class ArtifactUpload:
         self._run = (entity, project, run_id)
         self._record = record
         self._entries: dict[str, dict[str, Any]] | None = None
+        self._server_ids: dict[str, str] = {}
+        """The ids of other artifacts, in hex digits, by what their client called them."""
         self._tries: Counter[str] = Counter()
         self._start_anew()
 
@@ -83,6 +88,7 @@ class ArtifactUpload:
                 self._create,
                 self._begin_manifest,
                 self._put_files,
+                self._resolve_references,
                 self._put_manifest,
                 self._commit,
             ):
@@ -186,11 +192,40 @@ class ArtifactUpload:
                 return outcome
         return outcome
 
+    async def _resolve_references(self) -> Outcome:
+        assert self._entries is not None
+        outcome = _ACK
+        for client_id in dict.fromkeys(map(_client_id, self._entries.values())):
+            if client_id is None or client_id in self._server_ids:
+                continue
+            answer = await self._api.client_id_mapping(client_id)
+            outcome = self._passed(answer)
+            if outcome.verdict is not Verdict.ACK or self.is_over:
+                return outcome
+            server_id = dig(answer.data, "clientIDMapping").get("serverID")
+            if not isinstance(server_id, str):
+                return self._give_up(UNKNOWN_REFERENCE)
+            try:
+                self._server_ids[client_id] = base64.b64decode(server_id, validate=True).hex()
+            except ValueError:
+                return self._give_up(UNKNOWN_REFERENCE)
+        return outcome
+
+    def _resolved_entries(self) -> dict[str, dict[str, Any]]:
+        assert self._entries is not None
+        resolved = {}
+        for path, entry in self._entries.items():
+            client_id = _client_id(entry)
+            if client_id is not None:
+                below = entry["ref"].removeprefix(_BY_CLIENT_ID + client_id)
+                entry = {**entry, "ref": _BY_SERVER_ID + self._server_ids[client_id] + below}
+            resolved[path] = entry
+        return resolved
+
     async def _put_manifest(self) -> Outcome:
         if self._has_manifest:
             return _ACK
-        assert self._entries is not None
-        manifest = Made(manifest_json(self._entries, self._births))
+        manifest = Made(manifest_json(self._resolved_entries(), self._births))
         md5 = base64.b64encode(hashlib.md5(manifest.data, usedforsecurity=False).digest()).decode()
         answer = await self._api.create_artifact_manifest(*self._run, self._id, self._base_id, md5)
         outcome = self._passed(answer)
@@ -312,6 +347,15 @@ def artifact_input(record: dict[str, Any], entity: str, project: str, run_id: st
         "historyStep": record.get("step"),
     }
     return {key: value for key, value in wanted.items() if value is not None}
+
+
+def _client_id(entry: dict[str, Any]) -> str | None:
+    """
+    >>> _client_id({"digest": "", "ref": "wandb-client-artifact://0a1b/t.table.json"})
+    '0a1b'
+    """
+    ref = entry.get("ref", "")
+    return ref.removeprefix(_BY_CLIENT_ID).partition("/")[0] if ref.startswith(_BY_CLIENT_ID) else None
 
 
 def _texts(value: Any) -> list[str]:

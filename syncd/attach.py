@@ -8,6 +8,8 @@ Invariants
 * The bases of a run are chosen once.  They stand in the config's `_tidelog` mark before the first line is sent,
   so a lost cursor finds them again.
 * Two logs never share a run: who finds another log's mark, or another piece at the number of its own, stops.
+* The log of a run that W&B's SDK recorded may be made anew from its files, and its pieces then have other tokens:
+  of such a log nothing is believed that only a count says. Its rows are compared with those that are there.
 
 Counts on the service may lag, so they are believed only after they stood still.  There is no clock here: the
 caller says for how long they did.
@@ -23,12 +25,13 @@ from typing import Any
 
 from eventlog.cursor import APPEND, CONTINUE
 from syncd.console import SCREEN_LINES
-from syncd.fold import CONSOLE, EVENTS, HISTORY, Bases
+from syncd.fold import CONSOLE, EVENTS, HISTORY, STUB, Bases
 from syncd.metadata import MARK
 from syncd.read_back import changes_between
 
 # Stands for the token of a piece whose headers cannot be read; it contradicts nothing.
 UNKNOWN = "unknown "
+_CHANGED = "have been uploaded from W&B's files as they were before those were completed or repaired."
 # The service's counts were seen to lag by 2-4 s.
 STEADY_S = 10.0
 
@@ -74,6 +77,10 @@ class Attached:
     others_summary: dict[str, Any]
     summary_from: int = 0
     """Before this history line, the summary there is newer than ours."""
+    forced: str | None = None
+    """A person's choice, where it decided what is taken for ours there."""
+    unsent: int = 0
+    """How many of our rows were not found there, and are taken for there by that choice."""
 
     def record(self, log_id: str, url: str) -> dict[str, Any]:
         """Return this as the cursor keeps it."""
@@ -92,6 +99,8 @@ class Attached:
             "others_config": self.others_config,
             "others_summary": self.others_summary,
             "summary_from": self.summary_from,
+            "forced": self.forced,
+            "unsent": self.unsent,
         }
 
     @classmethod
@@ -113,6 +122,8 @@ class Attached:
             record["others_config"],
             record["others_summary"],
             record.get("summary_from", 0),
+            record.get("forced"),
+            record.get("unsent", 0),
         )
 
 
@@ -123,11 +134,24 @@ class Attach:
     bases: Bases
     acked: dict[str, int]
     is_known: bool = False
-    """The server has our mark already: the cursor was lost."""
+    """The server has our mark already: the cursor was lost, or is of an earlier log."""
+    is_compared: bool = False
+    """What is there was compared with the log, since the mark is an earlier log's."""
     summary_from: int = 0
     """Before this history line, the server's summary is newer than ours."""
     is_continued: bool = False
-    """Another client has told the server of this very run, names and all."""
+    """The server was told of this very run, names and all: by another client, or by an earlier log of it."""
+    forced: str | None = None
+    unsent: int = 0
+    """As the attach record has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Find out which of the log's rows are there: a count would not say that they are the same."""
+
+    bases: Bases | None = None
+    """Where an earlier log of this run began; None if it is to be found out what is there of it, and from where on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,27 +213,37 @@ def mark_of(log_id: str, pieces: list[str], bases: Bases) -> dict[str, Any]:
 
 
 def decide(
-    log_id: str, pieces: list[str], server: ServerRun | None, steady_for_s: float, append: bool = False
-) -> Attach | Wait | Park:
+    log_id: str,
+    pieces: list[str],
+    server: ServerRun | None,
+    steady_for_s: float,
+    append: bool = False,
+    is_imported: bool = False,
+    is_made_anew: bool = False,
+) -> Attach | Compare | Wait | Park:
     """Say how a run without a cursor begins on this server.
 
     `pieces` are the tokens of our primary pieces, in order. `steady_for_s` is for how long the server's counts
-    have been seen unchanged. With `append`, a person wants our lines behind another log's.
+    have been seen unchanged. With `append`, a person wants our lines behind another log's. `is_imported`: W&B's SDK
+    logged the run, so that its own client may have sent rows of it; `is_made_anew`: the log that was uploaded is not
+    the one that is here now.
     """
     if server is None or (server.is_empty and server.mark is None):
         bases = Bases()
         return Attach(bases, _at(bases))
-    if server.mark is not None and not (append and conflict_with(log_id, pieces, server)):
-        conflict = conflict_with(log_id, pieces, server)
-        if conflict is not None:
+    mark, conflict = server.mark, conflict_with(log_id, pieces, server)
+    is_another = is_made_anew or conflict is not None
+    compares = is_imported and is_another and is_of_log(log_id, server)
+    if mark is not None and (compares or not (append and conflict)):
+        if conflict is not None and not compares:
             return Park(conflict)
-        bases_found = _bases_of(server.mark)
+        bases_found = _bases_of(mark)
         if bases_found is None:
-            return Park(
-                f"the run's {MARK} mark on the server cannot be read: {json.dumps(server.mark)[:200]}"
-            )
+            return Park(f"the run's {MARK} mark on the server cannot be read: {json.dumps(mark)[:200]}")
         if steady_for_s < STEADY_S:
             return Wait()
+        if compares:
+            return Compare(bases_found)
         # Ours, with the cursor lost. A count that lags still costs nothing: the same lines go to the same places.
         begin = _at(bases_found)
         # Console lines that may still change are shown there before they count: the last may not be final.
@@ -217,6 +251,8 @@ def decide(
         return Attach(bases_found, {file: max(begin[file], there[file]) for file in begin}, is_known=True)
     if steady_for_s < STEADY_S:
         return Wait()
+    if is_imported and mark is None and any(server.counts.values()):
+        return Compare()
     bases = _behind(server)
     return Attach(bases, _at(bases))
 
@@ -260,7 +296,7 @@ def compare(ours: Iterable[dict[str, Any]], theirs: Iterable[dict[str, Any]]) ->
             is_later = is_later and _number(row.get("_timestamp"), -math.inf) >= last_s
         elif there == 0 and _number(row.get("_step"), -1) < wanted["_step"]:
             before += 1
-        elif changes := changes_between(wanted, row):
+        elif not _stands_for(row, wanted) and (changes := changes_between(wanted, row)):
             difference = f"row {there} of this run (step {wanted['_step']}): {changes[0]}"
             behind += 1
         else:
@@ -272,17 +308,29 @@ def compare(ours: Iterable[dict[str, Any]], theirs: Iterable[dict[str, Any]]) ->
     return Overlap(rows, before, there, behind, is_later, difference=difference)
 
 
-def decide_by(overlap: Overlap, server: ServerRun, choice: str | None = None) -> Attach | Park:
-    """Say where the lines of a run begin of which another client may have sent a part.
+def _stands_for(stub: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Whether that is the stub of a row that the server once refused."""
+    return STUB in stub and stub.get("_step") == row["_step"]
 
-    `choice` is what a person wants where that cannot be told: `APPEND` sends all of the run behind what is there,
-    `CONTINUE` takes what is there for its beginning.
+
+def decide_by(
+    overlap: Overlap, server: ServerRun, choice: str | None = None, bases: Bases | None = None
+) -> Attach | Park:
+    """Say where the lines of a run begin of which there may be a part already.
+
+    `bases` is where an earlier log of the run began. `choice` is what a person wants where it cannot be told what is
+    there: `APPEND` sends all of the run behind what is there, `CONTINUE` takes what is there for its beginning.
     """
     counts = server.counts
-    doubt = _doubt(overlap, counts[HISTORY])
+    begin = bases or Bases()
+    doubt = _doubt(overlap, server, bases)
     if doubt is not None and choice == CONTINUE:
-        rows = min(counts[HISTORY], overlap.rows)
-        return Attach(Bases(), {**counts, HISTORY: rows, CONSOLE: 0}, summary_from=rows, is_continued=True)
+        rows = min(max(0, counts[HISTORY] - begin.history), overlap.rows)
+        until = begin.history + rows
+        acked = {**counts, HISTORY: until, CONSOLE: begin.console}
+        unsent = rows - min(rows, overlap.there)
+        is_earlier = bases is not None
+        return Attach(begin, acked, is_earlier, is_earlier, until, True, CONTINUE, unsent)
     if doubt is not None and choice == APPEND:
         bases = _behind(server)
         return Attach(bases, _at(bases))
@@ -294,10 +342,14 @@ def decide_by(overlap: Overlap, server: ServerRun, choice: str | None = None) ->
     ours_until = overlap.before + overlap.there
     # With all of our rows there, and more, the summary there is newer than any of ours.
     summary_from = ours_until + bool(overlap.behind)
+    if bases is not None:
+        # What was printed is not compared: it is said again, each line in its place.
+        acked = {**counts, HISTORY: ours_until, CONSOLE: bases.console}
+        return Attach(bases, acked, True, True, summary_from, True)
     if overlap.before == 0:
         # The first line is ours, so all of them are, the system metrics and the console as well.
         acked = {**counts, HISTORY: ours_until, CONSOLE: max(0, counts[CONSOLE] - SCREEN_LINES)}
-        return Attach(Bases(), acked, summary_from=summary_from, is_continued=True)
+        return Attach(begin, acked, summary_from=summary_from, is_continued=True)
     bases = Bases(
         overlap.before,
         counts[EVENTS] - overlap.events_there,
@@ -311,19 +363,29 @@ def decide_by(overlap: Overlap, server: ServerRun, choice: str | None = None) ->
     )
 
 
-def _doubt(overlap: Overlap, counted: int) -> str | None:
+def _doubt(overlap: Overlap, server: ServerRun, bases: Bases | None) -> str | None:
     """Return why what is there may not be what it should be, or None."""
-    if overlap.difference is not None or (overlap.behind and not overlap.behind_is_later):
-        what = overlap.difference or f"{overlap.behind} rows behind all of this run's {overlap.rows}"
+    counted, events = server.counts[HISTORY], server.counts[EVENTS]
+    difference = overlap.difference
+    if difference is None and overlap.behind and not overlap.behind_is_later:
+        difference = f"{overlap.behind} rows behind all of this run's {overlap.rows}"
+    if difference is None and bases is not None and overlap.before != bases.history:
+        difference = f"{overlap.before} rows before the first of this run, where {bases.history} are expected"
+    if difference is not None:
         return (
-            f"W&B has {counted} rows under this run id, and they are not the beginning of this run: {what}. It may "
-            "have been uploaded twice."
+            f"W&B has {counted} rows under this run id, and they are not the beginning of this run: {difference}. It may "
+            + ("have been uploaded twice." if bases is None else _CHANGED)
         )
     shown = overlap.before + overlap.there + overlap.behind
     if shown != counted:
         return (
             f"W&B says that it has {counted} rows under this run id, and shows {shown}: what is there cannot be told "
             "for certain. Try again later, or choose:"
+        )
+    if bases is not None and events - bases.events != overlap.events_there:
+        return (
+            f"W&B has {events} samples of system metrics under this run id, and they are not the first of this run. They "
+            f"may {_CHANGED}"
         )
     return None
 
@@ -333,7 +395,7 @@ def conflict_with(log_id: str, pieces: list[str], server: ServerRun | None) -> s
     mark = server.mark if server is not None else None
     if mark is None:
         return None
-    if mark.get("log_id") != log_id:
+    if not is_of_log(log_id, server):
         return (
             "another log already writes to this run id. What is here stays here and can be queried. "
             "`syncd retry RUN --new-id` uploads it as a run of its own, `--append` behind the other's rows."
@@ -348,6 +410,12 @@ def conflict_with(log_id: str, pieces: list[str], server: ServerRun | None) -> s
                 "here stays here and can be queried. `syncd retry RUN --new-id` uploads it as a run of its own."
             )
     return None
+
+
+def is_of_log(log_id: str, server: ServerRun | None) -> bool:
+    """Whether the run's mark says that this log was uploaded there."""
+    mark = server.mark if server is not None else None
+    return mark is not None and mark.get("log_id") == log_id
 
 
 def _behind(server: ServerRun) -> Bases:

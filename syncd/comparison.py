@@ -37,7 +37,9 @@ class Comparison:
         key: str,
         run: str,
         last_event_s: float | None,
+        bases: Bases | None = None,
     ) -> None:
+        """`bases` is where an earlier log of the run began there, if one did."""
         self.overlap: Overlap | None = None
         self.trouble: str | None = None
         """Why it could not be found out."""
@@ -46,6 +48,7 @@ class Comparison:
         self._pieces = pieces
         self._at = (base_url, key, run)
         self._last_event_s = last_event_s
+        self._bases = bases or Bases()
         self._events_there = 0
         self._is_cancelled = threading.Event()
         threading.Thread(target=self._run, name=f"comparison {run}", daemon=True).start()
@@ -77,7 +80,7 @@ class Comparison:
             yield row
 
     def _ours(self) -> Iterator[dict[str, Any]]:
-        fold, events = Fold(Bases()), 0
+        fold, events = Fold(self._bases), 0
         for name in self._pieces:
             fold.begin_piece()
             for record in read(self._run_dir, "events", name):

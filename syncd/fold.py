@@ -41,6 +41,9 @@ _STEP, _TIMESTAMP, _RUNTIME = "_step", "_timestamp", "_runtime"
 # What `start.rows` says of a piece whose `metrics` records are whole rows, as W&B's own client closed them.
 COMPLETE_ROWS = "complete"
 
+# The key of a row that stands in for one that cannot be shown.
+STUB = "_tidelog_stub"
+
 KeyPath = tuple[str, ...]
 
 
@@ -302,6 +305,9 @@ class Fold:
         """Return a row that is as W&B's client closed it, moved up to the next free step as that client would."""
         plain = (float, str, bool)
         row = {k: v if type(v) in plain else as_sent(v) for k, v in record.data.items()}
+        if STUB in row:
+            # Too long for a record, and so for W&B: the values are left out already.
+            self._count(LINE_TOO_LONG)
         row[_STEP] = max(self.step if record.step is None else record.step, self._next_free_step)
         self.step = self._next_free_step = row[_STEP] + 1
         return row
@@ -453,7 +459,7 @@ def stub_of(line: Line, reason: str) -> Line:
         return line._replace(text=f"{error}{time} [tidelog: {why}]")
     row = json.loads(line.text)
     kept = {key: row[key] for key in ("_wandb", _STEP, _TIMESTAMP, _RUNTIME) if key in row}
-    return line._replace(text=json_of({**kept, "_tidelog_stub": why}))
+    return line._replace(text=json_of({**kept, STUB: why}))
 
 
 def _dicts_copied(tree: dict[str, Any]) -> dict[str, Any]:

@@ -118,9 +118,15 @@ def config_json(
         **(start.get("wandb") or {}),
     }
     wrapped = {key: value for key, value in others.items() if key not in ("_wandb", MARK)}
-    wrapped |= {key: {"value": _finite(value)} for key, value in config.items()}
+    wrapped |= {key: {"value": value} for key, value in _as_config(config).items()}
     wrapped |= {MARK: {"value": mark}, "_wandb": {"value": internal}}
     # Sorted, so that the same config has the same digest in every process.
+    return json.dumps(wrapped, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+
+
+def marked(config: dict[str, Any], mark: dict[str, Any]) -> str:
+    """Return a config of the server's, in its own wrapped form, with this mark in it and else as it is."""
+    wrapped = {**config, MARK: {"value": mark}}
     return json.dumps(wrapped, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
@@ -173,13 +179,18 @@ def _definition(definition: Definition, index: dict[str, int]) -> dict[str, Any]
     return entry
 
 
-def _finite(value: Any) -> Any:
-    """The SDK sends null for a NaN or an infinity in the config (in history it sends them bare)."""
+def _as_config(value: Any) -> Any:
+    """Return a value as the SDK has it in the config: null for a NaN, and no empty dict.
+
+    >>> _as_config({"nan": float("nan"), "inf": float("inf"), "empty": {}})
+    {'nan': None, 'inf': inf}
+    """
     value = as_sent(value)
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        kept = {key: _as_config(item) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if item != {}}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [_as_config(item) for item in value]
     return value

@@ -9,6 +9,8 @@
 Invariants
 ----------
 * The attach record is durable before the first line is sent.
+* A cursor counts for the log that it was written for. Where W&B's files were made into a log anew, what is on the
+  server is compared with it before anything is sent.
 * The cursor's fold is the state at a place below which every line, the summary and the config are acknowledged;
   going on from it sends nothing else again but the batch that was in flight.
 * `complete` is said when nothing of the run is left here: no line, no file, no alert.
@@ -24,6 +26,8 @@ import json
 import logging
 import os
 import random
+import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -38,8 +42,8 @@ from eventlog.piece import RunIdentity
 from eventlog.reader import StreamReader, end_of, pieces_of, read
 from eventlog.record import json_of
 from syncd import attach, metadata
-from syncd.alerts import Alerted, Alerts
-from syncd.attach import Attach, Attached, Park, Wait
+from syncd.alerts import Alerted, Alerts, in_a_log_made_anew
+from syncd.attach import Attach, Attached, Compare, Park, Wait
 from syncd.comparison import Comparison
 from syncd.console import Console, output_text
 from syncd.fold import COMPLETE_ROWS, CONSOLE, HISTORY, SUMMARY, Bases, Fold, Line
@@ -47,7 +51,7 @@ from syncd.http import Answer, dig
 from syncd.run_files import CONFIG, METADATA, config_yaml, metadata_json
 from syncd.run_uploads import RunUploads
 from syncd.shipper import FLUSH_S, Backoff, Batch, Outcome, Pace, Shipper, Verdict
-from syncd.status import NOTHING_HEARD, Progress, files_left, progress
+from syncd.status import NOTHING_HEARD, TAKEN_FOR_THERE, Progress, files_left, progress
 from syncd.track import Track
 from syncd.transfer import Made, MadeOnDisk, outcome_of_answer
 from syncd.wandb_api import WandbApi
@@ -70,6 +74,14 @@ DAMAGED = "damaged or missing in the log"
 UNREADABLE = "none of its records can be read: `eventlog verify` shows the damage"
 OFFLINE_MODE = "logged with mode=offline: `syncd sync` uploads it"
 A_COPY = "a copy of "
+REWOUND = (
+    "it goes back to step {step:g}, and what is there behind that cannot be taken back here. `wandb sync` of that "
+    "piece's directory can; `--force append` sends its rows behind those that are there."
+)
+GONE = (
+    "W&B does not have this run any more. Was it deleted there, or may the key not see it? "
+    "`syncd retry RUN --new-id` uploads it as a run of its own."
+)
 
 
 class RunSync:
@@ -123,6 +135,8 @@ class RunSync:
         self._comparison: Comparison | None = None
         self._empty_since_s: float | None = None
         self._end_wanted: tuple[str, int] | None = None
+        # A person who asks for a run that was uploaded wants to know whether it is there.
+        self._asks_for_it = asked_for
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -205,6 +219,10 @@ class RunSync:
             wait_s = await self._attach(now_s)
             if self._attached is None:
                 return now_s + wait_s
+        if self._asks_for_it:
+            wait_s = await self._ask_for_it(now_s)
+            if self._asks_for_it:
+                return now_s + wait_s
         has_looked = self._has_room
         if has_looked and not await self._read(now_s):
             return self._later(now_s)
@@ -212,9 +230,10 @@ class RunSync:
             return self._later(now_s)
         self._upload(now_s)
         await self._ship(now_s)
-        if not has_looked and self._has_room and self.trouble is None:
-            # What came while there was no room gave its hint already.
-            await self._read(now_s)
+        has_room = not has_looked and self._has_room and self.trouble is None
+        # What came while there was no room gave its hint already.
+        if has_room and not await self._read(now_s):
+            return self._later(now_s)
         if self.trouble is None and now_s >= self._alert_s:
             await self._alert()
         self._look_whether_caught_up()
@@ -308,6 +327,11 @@ class RunSync:
                 return record.data if record.kind == "start" else {}
         return None
 
+    @property
+    def _is_imported(self) -> bool:
+        """Whether this is the log of a run that W&B's SDK recorded."""
+        return (self._first_start() or {}).get("rows") == COMPLETE_ROWS
+
     def _pieces_after(self, writer: str) -> list[str]:
         """Return the pieces with records after `writer`: a piece without any may never have one."""
         names = self._pieces()
@@ -332,8 +356,7 @@ class RunSync:
         self._lock_fd = fd
         self._cursor = cursors.load(self.run_dir, self.sink) or Cursor(self.sink, self.rank)
         if not self._is_of_this_log(self._cursor):
-            log.warning("%s: the cursor is of another log, and is not used", self.run_dir)
-            self._cursor = Cursor(self.sink, self.rank)
+            self._cursor = self._what_holds_of(self._cursor)
         if self.parked and (self._forgives or (self.error or "").startswith(A_COPY)):
             self._cursor = replace(self._cursor, state="waiting", error=None)
         self._forgives = False
@@ -362,6 +385,31 @@ class RunSync:
         pairs = zip(cursor.pieces, self._tokens(), strict=False)
         same_pieces = all(known == ours or ours.startswith(attach.UNKNOWN) for known, ours in pairs)
         return cursor.attach.get("log_id") == self.identity.log_id and same_pieces
+
+    def _what_holds_of(self, cursor: Cursor) -> Cursor:
+        """Return what of a cursor counts for the log that lies here now: nothing of it, or of its places."""
+        assert cursor.attach is not None
+        if not self._is_imported or cursor.attach.get("log_id") != self.identity.log_id:
+            log.warning("%s: the cursor is of another log, and is not used", self.run_dir)
+            return Cursor(self.sink, self.rank)
+        log.info("%s: its log was made anew, and is compared with what is there", self.run_dir)
+        return replace(
+            Cursor(self.sink, self.rank),
+            told=cursor.told,
+            # That it has pieces and is not attached says that an earlier log was.
+            pieces=cursor.pieces,
+            made=cursor.made,
+            alerted=in_a_log_made_anew(cursor.alerted),
+            stubs=cursor.stubs,
+            choice=cursor.choice,
+            state=cursor.state,
+            error=cursor.error,
+            generation=cursor.generation,
+        )
+
+    @property
+    def _is_made_anew(self) -> bool:
+        return self._cursor.attach is None and bool(self._cursor.pieces)
 
     def _other_has_caught_up(self) -> bool:
         """Whether the process that holds the run has sent all that was here at the first look, but an open row."""
@@ -444,6 +492,8 @@ class RunSync:
             count(reason)
         if self._shipper.summary_refused:
             count(f"summary refused by the server ({self._shipper.summary_refused})")
+        assert self._attached is not None
+        count(TAKEN_FOR_THERE, self._attached.unsent)
         assert self._alerts is not None
         for beside in (self._alerts.not_sent, self._uploads.not_stored):
             for reason, times in beside.items():
@@ -465,6 +515,10 @@ class RunSync:
         start = self._first_start()
         if start is None:
             return self._look_why_empty(now_s)
+        if self._is_rewound(start):
+            return COLD_S
+        if self._comparison is not None and not self._comparison.is_over:
+            return COMPARED_S
         answer = await self._api.resume_status(self.sink.entity, self.sink.project, self.sink.run_id)
         if not self._passed(answer, "model" in answer.data):
             return self._wait_s(now_s)
@@ -473,34 +527,79 @@ class RunSync:
             server = attach.parse_server_run(model.get("bucket") if isinstance(model, dict) else None)
         except ValueError as error:
             return self._senseless(str(error), now_s)
-        if server is not None and server.counts != self._counts_seen:
-            self._counts_seen, self._counts_since_s = server.counts, now_s
-        # A test may not want to wait; the rule it then checks is the same.
-        steady_for_s = (now_s - self._counts_since_s) * (attach.STEADY_S / max(self._steady_s, 1e-9))
-        is_appending = self._cursor.choice == cursors.APPEND
-        decision = attach.decide(self.identity.log_id, self._tokens(), server, steady_for_s, is_appending)
+        if server is None and self._is_made_anew:
+            self._park(GONE)
+            return COLD_S
+        decision = attach.decide(
+            self.identity.log_id,
+            self._tokens(),
+            server,
+            self._steady_for_s(server, now_s),
+            append=self._cursor.choice == cursors.APPEND,
+            is_imported=start.get("rows") == COMPLETE_ROWS,
+            is_made_anew=self._is_made_anew,
+        )
         if isinstance(decision, Wait):
             return min(1.0, self._steady_s / 4)
         if isinstance(decision, Park):
             self._park(decision.error)
             return COLD_S
-        if server is not None and self._may_be_there(server, decision, start):
-            found = self._decide_by_comparison(server, model)
+        if isinstance(decision, Compare):
+            assert server is not None
+            found = self._decide_by_comparison(server, model, decision.bases)
             if not isinstance(found, Attach):
                 return found
             decision = found
+        # What was sent is there now.
+        self._asks_for_it = False
         if decision.is_known:
             assert server is not None
-            self._attach_again(decision, server, model, start)
-            return 0.0
+            return await self._attach_again(decision, server, model, start, now_s)
         return await self._attach_first(decision, server, start, now_s)
 
-    def _may_be_there(self, server: attach.ServerRun, decision: Attach, start: dict[str, Any]) -> bool:
-        """Whether another client may have sent rows of this very run: W&B's own, of a run that it logged."""
-        is_theirs = start.get("rows") == COMPLETE_ROWS and not decision.is_known
-        return is_theirs and server.mark is None and any(server.counts.values())
+    def _is_rewound(self, start: dict[str, Any]) -> bool:
+        """Park a run that goes back to an earlier step of its own, unless a person wants its rows all the same."""
+        step = start.get("rewound_to")
+        if step is None or cursors.APPEND in (self._choice, self._cursor.choice):
+            return False
+        self._park(REWOUND.format(step=step))
+        return True
 
-    def _decide_by_comparison(self, server: attach.ServerRun, model: Any) -> Attach | float:
+    def _steady_for_s(self, server: attach.ServerRun | None, now_s: float) -> float:
+        """Return for how long the server's counts have been seen as they are."""
+        if server is not None and server.counts != self._counts_seen:
+            self._counts_seen, self._counts_since_s = server.counts, now_s
+        # A test may not want to wait; the rule it then checks is the same.
+        return (now_s - self._counts_since_s) * (attach.STEADY_S / max(self._steady_s, 1e-9))
+
+    async def _ask_for_it(self, now_s: float) -> float:
+        """Find out whether what was acknowledged is still there; return how long to wait if that is not known yet."""
+        assert self._attached is not None
+        attached, acked = self._attached, self._shipper.acked[HISTORY]
+        answer = await self._api.resume_status(attached.entity, attached.project, attached.run_id)
+        if not self._passed(answer, "model" in answer.data):
+            return self._wait_s(now_s)
+        try:
+            server = attach.parse_server_run(dig(answer.data, "model").get("bucket"))
+        except ValueError as error:
+            return self._senseless(str(error), now_s)
+        counted = server.counts[HISTORY] if server is not None else 0
+        if server is None:
+            self._park(GONE)
+        elif counted >= acked:
+            self._asks_for_it = False
+        elif self._steady_for_s(server, now_s) < attach.STEADY_S:
+            return min(1.0, self._steady_s / 4)
+        else:
+            self._park(
+                f"W&B says that it has {counted:,} rows of this run, and it has acknowledged {acked:,}. Was it deleted there "
+                "and begun anew? `syncd retry RUN --new-id` uploads it as a run of its own."
+            )
+        return COLD_S
+
+    def _decide_by_comparison(
+        self, server: attach.ServerRun, model: Any, bases: Bases | None
+    ) -> Attach | float:
         """Compare the server's rows with the log's; until that is done, return how long to wait."""
         if self._comparison is None:
             entity = dig(model, "entity").get("name") or self.sink.entity or ""
@@ -511,6 +610,7 @@ class RunSync:
                 self._api.key or "",
                 f"{entity}/{dig(model).get('name') or self.sink.project}/{self.sink.run_id}",
                 server.last_event_s,
+                bases,
             )
         comparison = self._comparison
         if not comparison.is_over:
@@ -519,7 +619,7 @@ class RunSync:
         if comparison.overlap is None:
             self._trouble(Outcome(Verdict.RETRY, comparison.trouble or ""))
             return max(HOT_S, self._not_before_s - self._clock())
-        decision = attach.decide_by(comparison.overlap, server, self._cursor.choice)
+        decision = attach.decide_by(comparison.overlap, server, self._cursor.choice, bases)
         if isinstance(decision, Park):
             self._park(decision.error)
             return COLD_S
@@ -549,7 +649,7 @@ class RunSync:
         self, decision: Attach, server: attach.ServerRun | None, start: dict[str, Any], now_s: float
     ) -> float:
         others = server.config if server is not None else {}
-        tokens = self._tokens()[:1]
+        tokens = self._tokens()[: max(1, len(self._cursor.pieces))]
         mark = attach.mark_of(self.identity.log_id, tokens, decision.bases)
         config = metadata.config_json(start.get("config") or {}, {}, start, mark, others)
         told = self._params(start)
@@ -580,19 +680,41 @@ class RunSync:
                 others,
                 server.summary if server is not None else {},
                 decision.summary_from,
+                decision.forced,
+                decision.unsent,
             ),
             decision.acked,
             tokens,
             {"config": metadata.digest(config), **told},
+            self._cursor.alerted,
         )
         return 0.0
 
-    def _attach_again(
-        self, decision: Attach, server: attach.ServerRun, model: Any, start: dict[str, Any]
-    ) -> None:
+    async def _attach_again(
+        self,
+        decision: Attach,
+        server: attach.ServerRun,
+        model: Any,
+        start: dict[str, Any],
+        now_s: float,
+    ) -> float:
         """Go on where the server's mark says; what people edited there meanwhile is left alone."""
         mark = server.mark or {}
-        tokens = [str(token) for token in mark.get("pieces") or []]
+        marked = [str(token) for token in mark.get("pieces") or []]
+        tokens = marked
+        if decision.is_compared:
+            # In the places of an earlier log's pieces are this one's.
+            tokens = self._tokens()[: max(1, len(marked))]
+        if tokens != marked:
+            ours = attach.mark_of(self.identity.log_id, tokens, decision.bases)
+            answer = await self._api.upsert_run(
+                name=self.sink.run_id,
+                project=self.sink.project,
+                entity=self.sink.entity,
+                config=metadata.marked(server.config, ours),
+            )
+            if not self._passed(answer, bool(dig(answer.data, "upsertBucket", "bucket"))):
+                return self._wait_s(now_s)
         # All that is in the pieces it knows of may have been told already: nothing of them is told again.
         known = [name for name in self._pieces() if self._known(name)[0] in tokens]
         at = [known[-1], end_of(self.run_dir / known[-1])[0]] if known else None
@@ -600,6 +722,8 @@ class RunSync:
             record = StreamReader(self.run_dir / name).first()
             given = record.data if record is not None and record.kind == "start" else {}
             start = {**start, **{fact: value for fact, value in given.items() if value is not None}}
+        # Which alerts were sent is forgotten with the cursor: not to send any twice, none of those is.
+        lost = {"writer": "", "seq": -1, "until_us": time.time_ns() // 1000, "not_sent": {}}
         self._begin(
             Attached(
                 str(dig(model, "entity").get("name") or self.sink.entity or ""),
@@ -609,14 +733,17 @@ class RunSync:
                 decision.bases,
                 server.config,
                 # What was there before the first row of ours; after a start at nothing, all of it is ours.
-                server.summary if decision.bases != Bases() else {},
+                server.summary if decision.is_compared or decision.bases != Bases() else {},
+                decision.summary_from,
+                decision.forced,
+                decision.unsent,
             ),
             decision.acked,
             tokens,
-            {**self._params(start), "at": at},
-            # Which alerts were sent is forgotten with the cursor: not to send any twice, none of those is.
-            {"writer": "", "seq": -1, "until_us": time.time_ns() // 1000, "not_sent": {}},
+            {**self._params(start), **self._cursor.told, "at": at},
+            self._cursor.alerted if self._is_made_anew else lost,
         )
+        return 0.0
 
     def _begin(
         self,
@@ -634,6 +761,8 @@ class RunSync:
             pieces=tokens,
             acked=acked,
             alerted=alerted,
+            # Of an earlier log: what comes from here on may be other lines.
+            stubs=[stub for stub in self._cursor.stubs if stub[1] < acked[stub[0]]],
             choice=None,
             error=None,
         )
@@ -758,6 +887,9 @@ class RunSync:
             return True
         token = self._known(names[0])[0]
         assert token is not None
+        first = StreamReader(self.run_dir / names[0]).first()
+        if first is not None and first.kind == "start" and self._is_rewound(first.data):
+            return False
         if token not in self._cursor.pieces and not await self._announce(token):
             return False
         self._events.follow(names[0])
@@ -780,6 +912,11 @@ class RunSync:
             self._trouble(Outcome(Verdict.RETRY, f"the server's answer makes no sense: {error}"))
             return False
         conflict = attach.conflict_with(self.identity.log_id, tokens, server)
+        if conflict is not None and attach.is_of_log(self.identity.log_id, server) and self._is_imported:
+            # Another log was made of the same files, and has got further.
+            self._save(self._what_holds_of(self._cursor), durable=True)
+            self._let_go()
+            return False
         if conflict is not None:
             self._park(conflict)
             return False
@@ -866,6 +1003,9 @@ class RunSync:
             self._remember()
             self._note(outcome.reason)
         else:
+            if len(self._shipper.stubs) != len(self._cursor.stubs):
+                # One was taken back.
+                self._remember()
             self._trouble(outcome)
 
     def _acked(self, batch: Batch, answer: Answer, now_s: float) -> None:
@@ -1117,15 +1257,26 @@ class RunSync:
             self._save(replace(self._cursor, error=error), durable=False)
 
     def _park(self, error: str) -> None:
-        # Whoever reads it in `syncd status` types it as it stands: a copy has no name but its directory's.
+        self._save(replace(self._cursor, state="parked", error=self._with_names(error)), durable=True)
+
+    def _with_names(self, error: str) -> str:
+        """Return a sentence whose commands can be typed as they stand."""
+        run = shlex.quote(str(self.run_dir))
+        if self._is_imported:
+            # No root that `syncd retry` or `syncd status` knows has it.
+            error = error.replace("`syncd retry RUN", f"`syncd sync {run}")
+            return re.sub("(?<!force )--(new-id|append)(?=[ `])", r"--force \1", error)
+        # A copy has no name but its directory's.
         is_copy = error.startswith(A_COPY)
-        name = self.run_dir if is_copy else f"{self.identity.project}/{self.identity.run_id}"
-        error = error.replace("retry RUN", f"retry {name}")
-        self._save(replace(self._cursor, state="parked", error=error), durable=True)
+        name = run if is_copy else f"{self.identity.project}/{self.identity.run_id}"
+        return error.replace("retry RUN", f"retry {name}")
 
     def _later(self, now_s: float) -> float:
         if self.parked:
             return now_s + COLD_S
+        if self._attached is None:
+            # It was let go, to be attached to anew.
+            return max(now_s, self._not_before_s)
         has_next = self._events.more or self._text.more or self._may_follow
         if has_next and self._has_room:
             return max(now_s, self._not_before_s)

@@ -7,7 +7,8 @@
 Invariants
 ----------
 * At most one batch is in flight.
-* A line leaves the backlog only by an ack, or by becoming a stub, which is kept in `stubs`.
+* A line leaves the backlog only by an ack, or by becoming a stub, which is kept in `stubs`. A stub that is refused as
+  well was made for nothing: the line takes its place again.
 * A batch sent again carries the same lines at the same numbers, so a server that has them changes nothing.
 * `acked` counts lines that never change again. The screen's last lines are sent beside them, and count for nothing.
 * `complete` goes alone, after everything else is acked.
@@ -222,6 +223,8 @@ class Shipper:
     in_flight: Batch | None = None
     _backlog: deque[tuple[Line, bytes]] = field(default_factory=deque)
     _backlog_bytes: int = 0
+    _replaced: dict[tuple[str, int], Line] = field(default_factory=dict)
+    """What the stubs in the backlog stand in for."""
     _screen: tuple[Line, ...] = ()
     _unfinished: Line | None = None
     _shown: dict[int, str] = field(default_factory=dict)
@@ -241,6 +244,7 @@ class Shipper:
                 continue
             reason = self.stubs.get((line.file, line.number))
             if reason is not None:
+                self._replaced[line.file, line.number] = line
                 line = stub_of(line, reason)
             encoded = orjson.dumps(line.text)
             self._backlog.append((line, encoded))
@@ -322,6 +326,7 @@ class Shipper:
         batch = self._landed()
         for line in batch.lines:
             self._backlog.popleft()
+            self._replaced.pop((line.file, line.number), None)
             self.acked[line.file] = line.number + 1
         self._backlog_bytes -= sum(map(len, batch.encoded))
         self._shown.update((line.number, line.text) for line in batch.screen)
@@ -351,9 +356,7 @@ class Shipper:
             self._max_lines = max(1, len(batch.lines) // 2)
             return True
         if batch.lines:
-            # When a stub is refused, then it is not the line, and `status` says what the server answers.
-            line = batch.lines[0]
-            return (line.file, line.number) not in self.stubs and self._make_stub(line, outcome)
+            return self._refused(batch.lines[0], outcome)
         if batch.summary is not None:
             self.summary_refused = outcome.reason
             self.summary_settled = batch.summary
@@ -426,12 +429,27 @@ class Shipper:
     def _new_summary(self) -> str | None:
         return self._summary if self._summary != self.summary_settled else None
 
-    def _make_stub(self, line: Line, outcome: Outcome) -> bool:
-        reason = self.stubs[line.file, line.number] = f"refused by the server ({outcome.reason})"
-        _, encoded = self._backlog.popleft()
-        replaced = stub_of(line, reason)
-        encoded_stub = orjson.dumps(replaced.text)
-        self._backlog.appendleft((replaced, encoded_stub))
-        self._backlog_bytes += len(encoded_stub) - len(encoded)
+    def _refused(self, line: Line, outcome: Outcome) -> bool:
+        """Let a stub stand in for the line, or the line again for its stub; return whether that need not wait."""
+        place = (line.file, line.number)
+        if place in self.stubs:
+            # It is not the line, then, and `status` says what the server answers.
+            del self.stubs[place]
+            self._put_first(self._replaced.pop(place))
+            return False
+        reason = f"refused by the server ({outcome.reason})"
+        stub = stub_of(line, reason)
+        if outcome.verdict is Verdict.TOO_LARGE and len(stub.text) >= len(line.text):
+            # Nor is it the size of the line.
+            return False
+        self.stubs[place], self._replaced[place] = reason, line
+        self._put_first(stub)
         self._max_lines = None
         return True
+
+    def _put_first(self, line: Line) -> None:
+        """Let `line` take the place of the first of the backlog."""
+        _, before = self._backlog.popleft()
+        encoded = orjson.dumps(line.text)
+        self._backlog.appendleft((line, encoded))
+        self._backlog_bytes += len(encoded) - len(before)

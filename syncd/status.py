@@ -22,8 +22,10 @@ from syncd.fold import LINE_TOO_LONG, REPEATED_STEP
 NOTHING_HEARD = "nothing was heard"
 ALERT_TOO_OLD = "alert older than an hour, not sent"
 ALERT_UNCERTAIN = "alert that may not have arrived; it is not sent twice"
-# Nothing failed: W&B's own client shows no such row either, and nobody wants yesterday's alert, or one twice.
-_ON_PURPOSE = frozenset((REPEATED_STEP, LINE_TOO_LONG, ALERT_TOO_OLD, ALERT_UNCERTAIN))
+TAKEN_FOR_THERE = "taken for one of the rows that are there, by `--force continue`"
+# Nothing failed: W&B's own client shows no such row either, nobody wants yesterday's alert, or one twice, and a person
+# has chosen.
+_ON_PURPOSE = frozenset((REPEATED_STEP, LINE_TOO_LONG, ALERT_TOO_OLD, ALERT_UNCERTAIN, TAKEN_FOR_THERE))
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,10 @@ _COMMIT_ARTIFACT = """
 mutation CommitArtifact($artifactID: ID!) {
   commitArtifact(input: {artifactID: $artifactID}) { artifact { id digest } }
 }"""
+_CLIENT_ID_MAPPING = """
+query ClientIDMapping($clientID: ID!) {
+  clientIDMapping(clientID: $clientID) { serverID }
+}"""
 _ALERT = """
 mutation NotifyScriptableRunAlert($entityName: String!, $projectName: String!, $runName: String!,
   $title: String!, $text: String!, $severity: AlertSeverity = INFO, $waitDuration: Duration) {
@@ -224,6 +228,10 @@ class WandbApi:
 
     async def commit_artifact(self, artifact_id: str) -> Answer:
         return await self._graphql("CommitArtifact", _COMMIT_ARTIFACT, {"artifactID": artifact_id})
+
+    async def client_id_mapping(self, client_id: str) -> Answer:
+        """Ask what the artifact is called there that a client knew under that id."""
+        return await self._graphql("ClientIDMapping", _CLIENT_ID_MAPPING, {"clientID": client_id})
 
     async def alert(
         self, entity: str, project: str, run_id: str, title: str, text: str, level: str, wait_ms: int

@@ -9,6 +9,7 @@ Invariants
   again, a file that has grown gives the same things, and more.
 * A row comes out as W&B's client had closed it, with its step and its times: the fold adds nothing to it.
 * The summary is what the file's own summary records make of it.
+* The first event is a `start`, whatever is damaged: it says that the rows are whole.
 * What is not understood is counted by its name, and nothing is raised for it.
 
 There is no file here.  The messages are W&B's own (`wandb_internal.proto`, 0.13 to 0.31).
@@ -28,17 +29,24 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from syncd.fold import COMPLETE_ROWS
+from syncd.fold import COMPLETE_ROWS, LINE_TOO_LONG, STUB
 
 # Rises when the same payloads give something else: what an earlier version began is then translated anew.
-TRANSLATION = 1
+TRANSLATION = 2
 # How often the summary is written down, by the clock of the file: at each row it would double the log.
 SUMMARY_EVERY_US = 1_000_000
 _SUMMARIES = ("min", "max", "mean", "best", "last", "none", "copy", "first")
 _GOALS = {1: "minimize", 2: "maximize"}
 _POLICIES = {0: "now", 1: "end", 2: "live"}
-# Of no use to anybody but W&B's own client.
-_SILENT = frozenset({"header", "footer", "final", "request", "noop_link_artifact"})
+# Of no use to anybody but W&B's own client; `preempting` is about a run while it runs.
+_SILENT = frozenset({"header", "footer", "final", "request", "noop_link_artifact", "preempting"})
+# What comes before all else, and is part of the `start`.
+_BEFORE_ALL = frozenset({"run", "header", "environment", "telemetry"})
+# In the config's `_wandb`, what is told otherwise: by the telemetry, the definitions and the machine's facts.
+_MADE_ANEW = frozenset({"t", "m", "e", "cli_version", "python_version"})
+# The values of one row or summary may have so much JSON: a record of ours holds twice that, and W&B shows no longer row.
+VALUES_MAX_BYTES = 32 * 1024 * 1024
+_IN_THEIR_FILE = "too many for a record; they are in W&B's own file"
 
 
 class Event(NamedTuple):
@@ -100,10 +108,12 @@ class Translator:
     not_understood: Counter[str] = field(default_factory=Counter)
     _num: int = 0
     _damage: str | None = None
+    _lost: int = 0
     _began_ns: int = 0
     _time_us: int = 0
-    _start: dict[str, Any] | None = None
-    """The facts of the `start` record, while more of them may come."""
+    _start: dict[str, Any] = field(default_factory=dict)
+    """The facts of the `start` record, until it is said: more of them may come."""
+    _machine: dict[str, Any] = field(default_factory=dict)
     _has_started: bool = False
     _config: dict[str, Any] = field(default_factory=dict)
     _internal: dict[str, Any] = field(default_factory=dict)
@@ -114,6 +124,10 @@ class Translator:
     _summary: dict[tuple[str, ...], str] = field(default_factory=dict)
     _subtrees: set[str] = field(default_factory=set)
     _summary_us: int = 0
+    _summary_bytes: int = 0
+    _held_bytes: int = 0
+    _size_bytes: int = 0
+    """Of the record that is being taken."""
     _exit: dict[str, Any] | None = None
 
     def feed(self, payload: bytes) -> Iterator[Event | File | Artifact]:
@@ -125,13 +139,20 @@ class Translator:
             return
         self.records += 1
         num, self._num = self._num, message.num or self._num + 1
-        if self._damage is not None and self._has_started:
-            yield self._gap(max(0, self._num - num - 1))
         kind = message.WhichOneof("record_type") or "unknown"
-        if self._start is not None and kind not in ("run", "header", "environment", "telemetry"):
+        if kind not in _BEFORE_ALL and not self._has_started:
+            if self.run is None:
+                self._begin(_ns_of(message, kind))
             yield self._started()
+        if self._damage is not None:
+            self._lost += max(0, self._num - num - 1)
+            if self._has_started:
+                yield self._gap()
+        self._size_bytes = len(payload)
         if self._held is not None and kind != "history":
-            self._note_summary(self._held)
+            self._note_summary()
+            if self._summary_bytes > VALUES_MAX_BYTES:
+                yield from self._write_summary()
         take = getattr(self, f"_take_{kind}", None)
         if take is not None:
             yield from take(getattr(message, kind))
@@ -142,19 +163,20 @@ class Translator:
         """Note that something is missing here; how much, the number of the next record says."""
         self._damage = self._damage or where
 
-    def _gap(self, dropped: int) -> Event:
-        reason, self._damage = self._damage, None
-        return Event("gap", {"dropped": dropped, "reason": reason}, self._time_us)
+    def _gap(self) -> Event:
+        gap = {"dropped": self._lost, "reason": self._damage}
+        self._damage, self._lost = None, 0
+        return Event("gap", gap, self._time_us)
 
     def end(self) -> Iterator[Event | File | Artifact]:
         """Return what waited for the end: nothing will be added to the file."""
-        if self._start is not None:
+        if self._start and not self._has_started:
             yield self._started()
         if self._held is not None:
-            self._note_summary(self._held)
+            self._note_summary()
         yield from self._write_summary()
         if self._damage is not None and self._has_started:
-            yield self._gap(0)
+            yield self._gap()
         if self._exit is not None:
             yield Event("exit", self._exit, self._time_us)
 
@@ -171,39 +193,47 @@ class Translator:
         }
         if run.git.commit or run.git.remote_url:
             facts["git"] = {"commit": run.git.commit or None, "remote": run.git.remote_url or None}
+        if self.run is None:
+            self.run = RunFacts(run.run_id, run.project, run.entity, run.host)
+            self._begin(run.start_time.ToNanoseconds() or self._began_ns)
+            facts |= {
+                "host": run.host or None,
+                "started_at": run.start_time.ToJsonString() if run.HasField("start_time") else None,
+            }
+            if self.is_offline and run.branch_point.run == run.run_id:
+                # Online, W&B's client has seen to it.
+                facts["rewound_to"] = run.branch_point.value
+                self.not_understood[f"going back to step {run.branch_point.value:g}"] += 1
+            self._take_versions(run.telemetry)
         self._update_config(run.config.update)
-        if self._has_started or self._start is not None:
-            # Said again since something changed: a new name, more tags.
-            changed = {fact: value for fact, value in facts.items() if value is not None}
-            if self._start is not None:
-                self._start |= changed
-            else:
-                yield Event("facts", changed, self._time_us)
-                yield Event("config", dict(self._config), self._time_us)
+        # Said again since something changed: a new name, more tags.
+        changed = {fact: value for fact, value in facts.items() if value is not None}
+        if not self._has_started:
+            self._start = {**facts, **self._start, **changed}
             return
-        self.run = RunFacts(run.run_id, run.project, run.entity, run.host)
-        self._time_us = self._summary_us = self.began_us = _us(run.start_time)
-        self._began_ns = run.start_time.ToNanoseconds()
-        self._start = {
-            **facts,
-            "host": run.host or None,
-            "started_at": run.start_time.ToJsonString() if run.HasField("start_time") else None,
+        yield Event("facts", changed, self._time_us)
+        yield Event("config", dict(self._config), self._time_us)
+
+    def _begin(self, began_ns: int) -> None:
+        """Note when the run began, or the first that is known of it."""
+        self._began_ns, self.began_us = began_ns, began_ns // 1000
+        if not self._has_started:
+            self._time_us = self._summary_us = self.began_us
+
+    def _started(self) -> Event:
+        self._has_started = True
+        machine = self._machine or {k: v for k, v in self.metadata.items() if k != "writerId"}
+        start = {
+            "config": dict(self._config),
+            **self._start,
             "mode": "offline" if self.is_offline else "online",
             "rows": COMPLETE_ROWS,
             "translation": TRANSLATION,
-            "machine": {},
+            "machine": machine,
+            "program": machine.get("program"),
+            "wandb": dict(self._internal),
         }
-        self._take_versions(run.telemetry)
-
-    def _started(self) -> Event:
-        start, self._start = self._start, None
-        assert start is not None
-        self._has_started = True
-        start["machine"] = start["machine"] or {k: v for k, v in self.metadata.items() if k != "writerId"}
-        start["program"] = start["machine"].get("program")
-        return Event(
-            "start", {"config": dict(self._config), **start, "wandb": dict(self._internal)}, self._time_us
-        )
+        return Event("start", start, self._time_us)
 
     def _take_environment(self, environment: Any) -> Iterator[Event]:
         from google.protobuf.json_format import MessageToDict
@@ -214,8 +244,8 @@ class Translator:
             if name not in ("writerId", "Info")
         }
         facts.pop("_info", None)
-        if self._start is not None:
-            self._start["machine"] |= facts
+        if not self._has_started:
+            self._machine |= facts
         elif facts:
             yield Event("machine", facts, self._time_us)
 
@@ -250,16 +280,14 @@ class Translator:
             path = _path(item)
             value = _value(item.value_json)
             if path[0] == "_wandb":
-                # W&B's own block: what describes custom charts is kept, the rest is made anew.
-                below = {path[1]: _nested(path[2:], value)} if len(path) > 1 else value
-                self._internal |= {
-                    k: v for k, v in below.items() if k in ("viz", "visualize", "mask/class_labels")
-                }
+                # W&B's own block: how charts and boxes are to be shown, where the code is, and more.
+                below = _nested(path[1:], value)
+                said = (
+                    {k: v for k, v in below.items() if k not in _MADE_ANEW} if isinstance(below, dict) else {}
+                )
+                self._internal = _merged(self._internal, said)
                 continue
-            if len(path) == 1:
-                self._config[path[0]] = value
-            else:
-                self._config[path[0]] = _with(self._config.get(path[0]), path[1:], value)
+            self._config[path[0]] = _merged(self._config.get(path[0]), _nested(path[1:], value))
             changed[path[0]] = None
         return list(changed)
 
@@ -285,7 +313,8 @@ class Translator:
     # -- what was logged ---------------------------------------------------------------------------------------
 
     def _take_history(self, history: Any) -> Iterator[Event]:
-        row = _row(history.item)
+        is_too_large = self._size_bytes > VALUES_MAX_BYTES
+        row = _row_by_values(_shortened(history.item)) if is_too_large else _row(history.item)
         if self._held is not None:
             # The core says a row's values for the summary as well, just before the row and in the same words.
             step_bytes = history.step.ByteSize() + 2 if history.HasField("step") else 0
@@ -294,7 +323,7 @@ class Translator:
                 self._held = None
                 self._note_row(row)
             else:
-                self._note_summary(self._held)
+                self._note_summary()
         step = row.setdefault("_step", history.step.num)
         if type(step) is not int:
             step = row["_step"] = int(history.step.num)
@@ -302,15 +331,17 @@ class Translator:
         if isinstance(timestamp, (int, float)) and 0 < timestamp < 2**33:
             self._time_us = int(timestamp * 1e6)
         self.rows += 1
+        if is_too_large:
+            row = {**row, STUB: f"{LINE_TOO_LONG}; the record is in W&B's own file"}
         yield Event("metrics", row, self._time_us, step)
-        if self._time_us - self._summary_us >= SUMMARY_EVERY_US:
+        if self._is_time_for_summary:
             yield from self._write_summary()
 
     def _take_summary(self, summary: Any) -> Iterator[Event]:
+        self._held, self._held_bytes = summary, self._size_bytes
         if not summary.remove:
-            self._held = summary
             return
-        self._note_summary(summary)
+        self._note_summary()
         yield from self._write_summary()
         yield Event("summary", {"delete": [list(_path(item)) for item in summary.remove]}, self._time_us)
 
@@ -319,22 +350,30 @@ class Translator:
         for path in [path for path in self._summary if path[0] in row]:
             del self._summary[path]
         self._latest.update(row)
+        self._summary_bytes += self._size_bytes
 
-    def _note_summary(self, summary: Any) -> None:
-        self._held = None
+    def _note_summary(self) -> None:
+        """Take what is held for the summary's, whatever comes next."""
+        summary, self._held = self._held, None
         said, subtrees = self._summary, self._subtrees
-        for item in summary.update:
-            path = _path(item)
+        is_too_large = self._held_bytes > VALUES_MAX_BYTES
+        self._summary_bytes += self._held_bytes
+        for path, text in _shortened(summary.update) if is_too_large else _texts(summary.update):
             if len(path) > 1:
                 subtrees.add(path[0])
             if path[0] in subtrees:
                 # A value and what it lies in are told apart by their order.
                 said.pop(path, None)
             self._latest.pop(path[0], None)
-            said[path] = item.value_json
+            said[path] = text
+
+    @property
+    def _is_time_for_summary(self) -> bool:
+        is_long = self._summary_bytes > VALUES_MAX_BYTES
+        return is_long or self._time_us - self._summary_us >= SUMMARY_EVERY_US
 
     def _write_summary(self) -> Iterator[Event]:
-        self._summary_us = self._time_us
+        self._summary_us, self._summary_bytes = self._time_us, 0
         if (self._latest or self._summary) and self._has_started:
             values = [[[key], value] for key, value in self._latest.items()]
             values += [[list(path), _value(text)] for path, text in self._summary.items()]
@@ -345,6 +384,7 @@ class Translator:
         self._time_us = _us(stats.timestamp) or self._time_us
         # In W&B's own numbers: a time of ours is rounded to microseconds.
         taken = stats.timestamp
+        self._began_ns = self._began_ns or taken.ToNanoseconds()
         since_s, since_ns = divmod(taken.ToNanoseconds() - self._began_ns, 10**9)
         sample: dict[str, Any] = {
             "_timestamp": taken.seconds + taken.nanos / 1e9,
@@ -352,7 +392,7 @@ class Translator:
         }
         sample |= {item.key: _value(item.value_json) for item in stats.item}
         yield Event("system", sample, self._time_us)
-        if self._time_us - self._summary_us >= SUMMARY_EVERY_US:
+        if self._is_time_for_summary:
             yield from self._write_summary()
 
     def _take_output_raw(self, output: Any) -> Iterator[Event]:
@@ -452,9 +492,28 @@ def _value(text: str) -> Any:
         pass
     try:
         # NaN and the infinities are bare tokens.
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\u" in text:
+            # Half of a pair is no character: W&B's core has the mark for that in its place.
+            said = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass")
+            value = json.loads(said.decode("utf-16", "replace"))
+        return value
     except (ValueError, RecursionError):
         return text
+
+
+def _texts(items: Any) -> list[tuple[tuple[str, ...], str]]:
+    """Return each value's path and JSON."""
+    return [(_path(item), item.value_json) for item in items]
+
+
+def _shortened(items: Any) -> list[tuple[tuple[str, ...], str]]:
+    """Return each value's path and JSON; values that make a record too large are said to be so."""
+    at_most = VALUES_MAX_BYTES // len(items)
+    return [
+        (path, text if len(text) <= at_most else json.dumps(f"{len(text):,} bytes, {_IN_THEIR_FILE}"))
+        for path, text in _texts(items)
+    ]
 
 
 def _row(items: Any) -> dict[str, Any]:
@@ -463,19 +522,19 @@ def _row(items: Any) -> dict[str, Any]:
     for item in items:
         nested = item.nested_key
         if len(nested) > 1:
-            return _row_by_values(items)
+            return _row_by_values(_texts(items))
         members.append(f"{_quoted(nested[0] if nested else item.key)}:{item.value_json}")
     try:
         row = orjson.loads(f"{{{','.join(members)}}}")
     except orjson.JSONDecodeError:
-        return _row_by_values(items)
-    return row if len(row) == len(members) else _row_by_values(items)
+        return _row_by_values(_texts(items))
+    return row if len(row) == len(members) else _row_by_values(_texts(items))
 
 
-def _row_by_values(items: Any) -> dict[str, Any]:
+def _row_by_values(texts: list[tuple[tuple[str, ...], str]]) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    for item in items:
-        _set(row, _path(item), _value(item.value_json))
+    for path, text in texts:
+        _set(row, path, _value(text))
     return row
 
 
@@ -490,11 +549,15 @@ def _nested(path: tuple[str, ...], value: Any) -> Any:
     return value
 
 
-def _with(tree: Any, path: tuple[str, ...], value: Any) -> dict[str, Any]:
-    """Return `tree` with `value` below `path`, leaving the given one alone."""
-    kept = dict(tree) if isinstance(tree, dict) else {}
-    kept[path[0]] = value if len(path) == 1 else _with(kept.get(path[0]), path[1:], value)
-    return kept
+def _merged(tree: Any, value: Any) -> Any:
+    """Return `tree` with `value` in its place, leaving both alone: dicts grow together, as they do in W&B's config.
+
+    >>> _merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 9}})
+    {'a': {'b': 9, 'c': 2}}
+    """
+    if not isinstance(tree, dict) or not isinstance(value, dict):
+        return value
+    return {**tree, **{key: _merged(tree.get(key), item) for key, item in value.items()}}
 
 
 def _set(tree: dict[str, Any], path: Iterable[str], value: Any) -> None:
@@ -505,6 +568,18 @@ def _set(tree: dict[str, Any], path: Iterable[str], value: Any) -> None:
             below = tree[key] = {}
         tree = below
     tree[last] = value
+
+
+def _ns_of(message: Any, kind: str) -> int:
+    """Return when the run began, as far as a record says it that is not the run's; 0 if it does not."""
+    if kind == "history":
+        row = _row(message.history.item)
+        timestamp, runtime = row.get("_timestamp"), row.get("_runtime", 0)
+        if all(isinstance(number, (int, float)) and 0 <= number < 2**33 for number in (timestamp, runtime)):
+            return int((timestamp - runtime) * 1e9)
+    if kind in ("stats", "output_raw", "output"):
+        return int(getattr(message, kind).timestamp.ToNanoseconds())
+    return 0
 
 
 def _us(timestamp: Any) -> int:
