@@ -25,10 +25,11 @@ from typing import Any
 
 import orjson
 
+from eventlog.parquet import Brief, Unreadable
 from eventlog.piece import LOCK_FILE, RunIdentity, sync_directory, this_boot_id, this_host
 from eventlog.reader import end_of
 from eventlog.record import BadLine, encode
-from eventlog.segment import ROTATE_BYTES, Header, Segment, segments_in
+from eventlog.segment import ROTATE_BYTES, Header, Sealed, Segment, sealed_in, segments_in
 
 _BUFFER_BYTES = 256 * 1024
 _HEADER_MAX_BYTES = 4096
@@ -59,7 +60,7 @@ class ImportedPiece:
         for path, header in headers.items():
             # In a log that was begun, one whose header is lost is part of it: its records prove themselves.
             if not is_begun or (header is not None and header.token != token):
-                os.unlink(path)
+                _remove(path)
         self._streams = {
             stream: _Stream(self.dir, self._identity.log_id, self.dir.name, token, stream)
             for stream in _STREAMS
@@ -159,13 +160,23 @@ class _Stream:
 
 
 def segments_of(piece_dir: Path) -> list[Path]:
-    """Return the piece's segments, of each stream in the order in which they are read."""
+    """Return the piece's segments, and its sealed ones, of each stream in their order."""
     names = os.listdir(piece_dir)
-    return [piece_dir / segment.name for stream in _STREAMS for segment in segments_in(names, stream)]
+    found: list[Path] = []
+    for stream in _STREAMS:
+        found += [piece_dir / segment.name for segment in segments_in(names, stream)]
+        found += [piece_dir / sealed.name for sealed in sealed_in(names, stream)]
+    return found
 
 
 def header_of(path: Path) -> Header | None:
     """Return the segment's header, or None if there is none that can be read."""
+    sealed = Sealed.parse(path.name)
+    if sealed is not None:
+        try:
+            return Brief.load(path.parent, sealed).header
+        except Unreadable:
+            return None
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         line, newline, _ = os.read(fd, _HEADER_MAX_BYTES).partition(b"\n")
@@ -175,6 +186,13 @@ def header_of(path: Path) -> Header | None:
         return Header.decode(line) if newline else None
     except BadLine:
         return None
+
+
+def _remove(path: Path) -> None:
+    sealed = Sealed.parse(path.name)
+    os.unlink(path)
+    if sealed is not None:
+        (path.parent / sealed.brief_name).unlink(missing_ok=True)
 
 
 def _locked(directory: Path) -> int | None:

@@ -468,7 +468,10 @@ def _statuses(source: Source) -> dict[str, os.stat_result]:
 
 def _opened(run_dir: Path, identity: RunIdentity, name: str) -> ImportedPiece | None:
     token = hashlib.sha256(f"{identity.log_id}/{name}".encode()).hexdigest()[:8]
-    return ImportedPiece.open(run_dir, identity, name, token)
+    piece = ImportedPiece.open(run_dir, identity, name)
+    if piece is not None:
+        piece.begin(token)
+    return piece
 
 
 def _read_round(

@@ -14,6 +14,7 @@ from eventlog.imported import ImportedPiece
 from eventlog.piece import RunIdentity, closed
 from eventlog.reader import StreamReader, read
 from eventlog.record import Record
+from eventlog.seal import clean, seal
 
 WRITER, TOKEN = "main-0001", "0a1b2c3d"
 
@@ -168,3 +169,29 @@ def test_nobody_else_may_read_it(tmp_path: Path, identity: RunIdentity):
     paths = [path for path in tmp_path.rglob("*") if path.is_relative_to(identity.directory(tmp_path))]
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in paths}
     assert set(modes.values()) == {0o600, 0o700}, modes
+
+
+def sealed_and_gone(root: Path, identity: RunIdentity) -> None:
+    assert seal(identity.directory(root)).sealed
+    assert {verdict.kept_because for verdict in clean(identity.directory(root))} == {None}
+
+
+def test_the_same_again_adds_nothing_to_what_is_sealed(tmp_path: Path, identity: RunIdentity):
+    imported_once(tmp_path, identity, 3)
+    sealed_and_gone(tmp_path, identity)
+
+    imported_once(tmp_path, identity, 5)
+
+    assert numbers(tmp_path, identity) == [0, 1, 2, 3, 4]
+    assert [path.name for path in tmp_path.rglob("*.jsonl")] == ["events-000000000003.jsonl"]
+
+
+def test_another_token_throws_away_what_is_sealed_as_well(tmp_path: Path, identity: RunIdentity):
+    imported_once(tmp_path, identity, 3)
+    sealed_and_gone(tmp_path, identity)
+
+    imported_once(tmp_path, identity, 2, token="ffffffff")
+
+    assert numbers(tmp_path, identity) == [0, 1]
+    assert not list(tmp_path.rglob("*.parquet"))
+    assert not list(tmp_path.rglob("events-*-*.json"))

@@ -548,9 +548,8 @@ def test_a_run_that_another_import_is_reading_is_left_to_it(tmp_path: Path):
     write(tmp_path / "exp", losses([1]))
     from eventlog.piece import RunIdentity
 
-    other = ImportedPiece.open(
-        Path(str(run.run_dir)), RunIdentity.load(Path(str(run.run_dir))), "main-0001", "0" * 8
-    )
+    run_dir = Path(str(run.run_dir))
+    other = ImportedPiece.open(run_dir, RunIdentity.load(run_dir), "main-0001")
     assert other is not None
     try:
         (busy,) = imported(tmp_path / "exp", tmp_path / "runs").runs

@@ -37,10 +37,9 @@ def made(root: Path, *files: list[bytes], token: str = "0000000") -> Path:
     run_dir = IDENTITY.directory(root)
     IDENTITY.publish(run_dir)
     for number, payloads in enumerate(files, start=1):
-        for segment in run_dir.glob(f"main-{number:04}/*.jsonl"):
-            segment.unlink()
-        piece = ImportedPiece.open(run_dir, IDENTITY, f"main-{number:04}", f"{token}{number}")
+        piece = ImportedPiece.open(run_dir, IDENTITY, f"main-{number:04}")
         assert piece is not None
+        piece.begin(f"{token}{number}")
         translator = Translator()
         things = [thing for payload in payloads for thing in translator.feed(payload)]
         for thing in [*things, *translator.end()]:
