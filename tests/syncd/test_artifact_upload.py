@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from syncd.artifacts import ASK_AT_ONCE, manifest_digest
+from syncd.artifacts import ASK_AT_ONCE, UNKNOWN_REFERENCE, manifest_digest
 from syncd.http import Answer
 from syncd.shipper import Verdict
 from syncd.transfer import DAMAGED, MISSING
@@ -104,6 +104,33 @@ def test_an_artifact_arrives_in_the_order_of_the_sdk(server: WandbServer, log: F
     assert artifact.files["x.txt"] == b"hello"
     assert bringing.cursor.place == (WRITER, 1)
     assert server.violations == []
+
+
+def test_a_reference_to_another_artifact_of_the_run_is_by_the_servers_id(
+    server: WandbServer, log: FileLog, bringing: Bringing
+):
+    log_artifact(log, {"t.table.json": b"{}"}, client_id="0a1b", name="table")
+    ref = "wandb-client-artifact://0a1b/t.table.json"
+    log_artifact(log, {}, client_id="c2", name="joined", references={"x": {"digest": "d", "ref": ref}})
+
+    bringing.run()
+
+    (table,), (joined,) = committed(server, "table"), committed(server, "joined")
+    server_id = base64.b64decode(table.artifact_id).hex()
+    assert joined.contents["x"]["ref"] == f"wandb-artifact://{server_id}/t.table.json"
+    assert server.violations == []
+
+
+def test_an_artifact_that_refers_to_none_that_is_there_is_counted(
+    server: WandbServer, log: FileLog, bringing: Bringing
+):
+    reference = {"x": {"digest": "d", "ref": "wandb-client-artifact://0a1b/t.table.json"}}
+    log_artifact(log, {}, references=reference)
+
+    bringing.run()
+
+    assert committed(server) == []
+    assert bringing.cursor.not_stored == {UNKNOWN_REFERENCE: 1}
 
 
 def test_the_manifest_is_w_and_bs(server: WandbServer, log: FileLog, bringing: Bringing):

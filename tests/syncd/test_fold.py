@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from eventlog.record import Record, frame_object, unframe_object
 from syncd.fold import (
+    COMPLETE_ROWS,
     HISTORY,
     LINE_MAX_BYTES,
     LINE_TOO_LONG,
     REPEATED_STEP,
+    STUB,
     Bases,
     Fold,
     Line,
@@ -318,3 +320,14 @@ def test_closing_a_dead_piece_early_or_at_the_next_start_gives_the_same_lines(ca
     early_lines += early.feed(later)
 
     assert early_lines == waited_lines
+
+
+def test_a_row_that_was_too_large_for_its_record_is_counted_as_too_long():
+    fold = Fold(Bases())
+    values = {"_step": 0, "_timestamp": 1.0, "_runtime": 0.0, "x": 1, STUB: "its values are elsewhere"}
+    fold.feed(Record(0, 0, "start", {"config": {}, "rows": COMPLETE_ROWS}))
+
+    (line,) = fold.feed(Record(1, 1, "metrics", values, 0, True))
+
+    assert json.loads(line.text) == values
+    assert fold.not_shown == {LINE_TOO_LONG: 1}

@@ -8,7 +8,7 @@ from typing import Any
 
 from syncd.attach import mark_of
 from syncd.fold import Bases, Definition
-from syncd.metadata import MARK, config_json, definitions_list, newer, params
+from syncd.metadata import MARK, config_json, definitions_list, marked, newer, params
 
 MARK_VALUE = mark_of("a" * 32, ["p1"], Bases())
 
@@ -38,8 +38,27 @@ def test_keys_of_another_client_stay_unless_the_log_sets_them():
     assert config["lr"] == {"value": 0.1}
 
 
-def test_what_is_not_finite_is_null_in_the_config():
-    assert config_of({"a": math.nan, "b": [math.inf]})["a"] == {"value": None}
+def test_nan_is_null_in_the_config_and_an_infinity_is_itself():
+    config = config_of({"a": math.nan, "b": [math.inf, math.nan], "c": {"d": -math.inf}})
+
+    assert config["a"] == {"value": None}
+    assert config["b"] == {"value": [math.inf, None]}
+    assert config["c"] == {"value": {"d": -math.inf}}
+
+
+def test_an_empty_dict_is_nothing_in_the_config():
+    config = config_of({"a": {}, "b": {"c": {}, "d": 1}, "e": {"f": {}}, "g": []})
+
+    assert "a" not in config
+    assert config["b"] == {"value": {"d": 1}}
+    assert "e" not in config
+    assert config["g"] == {"value": []}
+
+
+def test_a_mark_is_put_into_a_config_that_stays_as_it_is():
+    theirs = {"lr": {"value": 1}, "_wandb": {"value": {"t": {}}}, MARK: {"value": {"log_id": "old"}}}
+
+    assert json.loads(marked(theirs, MARK_VALUE)) == {**theirs, MARK: {"value": MARK_VALUE}}
 
 
 def test_a_name_that_was_told_is_not_told_again():

@@ -314,6 +314,27 @@ def test_a_summary_that_was_refused_is_not_sent_again_after_the_end(server: Wand
     assert list(cursor.not_shown) == ["summary refused by the server (HTTP 422: injected 422)"]
 
 
+@pytest.mark.parametrize("status", [413, 422])
+def test_a_proxy_that_refuses_everything_for_a_while_costs_no_row(
+    server: WandbServer, tmp_path: Path, status: int
+):
+    finished_run(tmp_path)
+    server.faults.add("status", kind="file_stream", status=status)
+
+    def play(_: Daemon) -> None:
+        # The whole, each part of it down to one row, and that row again after its stub.
+        wait_for(lambda: sum(r.kind == "file_stream" for r in server.requests) > 8, "refusals")
+        server.faults.clear()
+        wait_for(lambda: server.run("ent", "demo", "run").complete, "the end")
+
+    sync_while(server, tmp_path, play)
+
+    assert xs(server.run("ent", "demo", "run")) == [0, 1, 2, 3, 4]
+    (cursor,) = cursors(tmp_path / "demo" / "run")
+    assert cursor.stubs == []
+    assert cursor.not_shown == {}
+
+
 def test_a_proxy_that_refuses_large_bodies_gets_smaller_ones(server: WandbServer, tmp_path: Path):
     piece = handmade_run(tmp_path)
     for i in range(64):

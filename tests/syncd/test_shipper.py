@@ -269,6 +269,39 @@ def test_a_stub_is_the_same_line_after_a_restart():
     assert restarted.next_batch(now_s=0.0, live=False) == stubbed
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_stub_that_is_refused_as_well_is_taken_back(is_restarted: bool):
+    shipper = new_shipper()
+    shipper.offer(history(0))
+    line = shipper.next_batch(now_s=0.0, live=False)
+    goes_on = shipper.failed(REFUSED)
+    if is_restarted:
+        shipper = new_shipper(stubs=dict(shipper.stubs))
+        shipper.offer(history(0))
+    stub = shipper.next_batch(now_s=0.0, live=False)
+
+    waits = not shipper.failed(REFUSED)
+
+    assert goes_on
+    assert waits
+    assert stub != line
+    assert shipper.stubs == {}
+    assert shipper.next_batch(now_s=0.0, live=False) == line
+    shipper.acked_batch()
+    assert shipper.drained
+
+
+def test_a_line_that_is_no_longer_than_its_stub_is_not_what_is_too_large():
+    shipper = new_shipper()
+    shipper.offer(history(0))
+    line = shipper.next_batch(now_s=0.0, live=False)
+
+    assert not shipper.failed(TOO_LARGE)
+
+    assert shipper.stubs == {}
+    assert shipper.next_batch(now_s=0.0, live=False) == line
+
+
 def test_a_refused_summary_does_not_hold_up_the_rows():
     shipper = new_shipper()
     shipper.want_summary('{"bad":1}')

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventlog.record import Record
+from syncd import wandb_records
 from syncd.dotwandb import Damage, Deframer
-from syncd.fold import EVENTS, HISTORY, Bases, Fold
+from syncd.fold import COMPLETE_ROWS, EVENTS, HISTORY, STUB, Bases, Fold
 from syncd.wandb_records import Artifact, Event, File, RunFacts, Translator, messages
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "wandb"
@@ -150,6 +151,99 @@ def test_telemetry_and_config_that_come_later_are_told_later():
     ]
 
 
+def test_config_grows_by_its_leaves():
+    found = translated(
+        run_record(config={"update": [{"key": "a", "value_json": '{"b": 1, "c": {"d": 2}}'}]}),
+        row(0, x=1),
+        record(config={"update": [{"key": "a", "value_json": '{"b": 9, "c": {}}'}]}),
+        record(config={"update": [{"key": "a", "value_json": "7"}]}),
+    )
+
+    assert of_kind(found, "config") == [{"a": {"b": 9, "c": {"d": 2}}}, {"a": 7}]
+
+
+def test_wandbs_own_block_is_kept_but_for_what_is_told_otherwise():
+    def said(path: list[str], value: str) -> bytes:
+        return record(config={"update": [{"nested_key": ["_wandb", *path], "value_json": value}]})
+
+    found = translated(
+        run_record(config={"update": [{"key": "_wandb", "value_json": '{"code_path": "code/a.py"}'}]}),
+        row(0, x=1),
+        said(["visualize", "one"], "1"),
+        said(["visualize", "two"], "2"),
+        said(["bounding_box/class_labels"], '{"1": "cat"}'),
+        said(["t"], '{"3": [1]}'),
+    )
+
+    assert of_kind(found, "start")[0]["wandb"] == {"code_path": "code/a.py"}
+    assert of_kind(found, "facts")[-1]["wandb"] == {
+        "code_path": "code/a.py",
+        "visualize": {"one": 1, "two": 2},
+        "bounding_box/class_labels": {"1": "cat"},
+    }
+
+
+def test_without_a_run_record_there_is_a_start_all_the_same():
+    translator = Translator()
+    translator.note_damage("the checksum is wrong")
+
+    found = translated(
+        record(num=3, environment={"os": "Linux"}),
+        record(num=6, stats={"timestamp": {"seconds": BEGAN_S + 5}}),
+        row(7, at_s=6.0, x=1),
+        translator=translator,
+    )
+
+    assert [thing.kind for thing in found if isinstance(thing, Event)][:3] == ["start", "gap", "system"]
+    (start,) = of_kind(found, "start")
+    assert (start["rows"], start["machine"], start["config"]) == (COMPLETE_ROWS, {"os": "Linux"}, {})
+    assert of_kind(found, "gap") == [{"dropped": 4, "reason": "the checksum is wrong"}]
+    assert isinstance(found[0], Event)
+    assert found[0].time_us == (BEGAN_S + 5) * 1_000_000
+
+
+def test_rows_say_when_a_run_began_whose_own_record_is_lost():
+    sample = record(stats={"timestamp": {"seconds": BEGAN_S + 9}})
+
+    found = translated(row(7, at_s=6.0, x=1), sample)
+
+    assert isinstance(found[0], Event)
+    assert found[0].time_us == BEGAN_S * 1_000_000
+    assert of_kind(found, "system")[0]["_runtime"] == 9.0
+
+
+def test_a_run_record_that_comes_late_says_whose_file_it_is():
+    translator = Translator()
+
+    found = translated(row(0, x=1), run_record(display_name="a name"), translator=translator)
+
+    assert translator.run == RunFacts("r", "p", "", "h")
+    assert of_kind(found, "facts")[0]["name"] == "a name"
+
+
+def test_going_back_is_told_and_counted():
+    branch = {"run": "r", "metric": "_step", "value": 2}
+    offline, online, fork = Translator(), Translator(is_offline=False), Translator()
+
+    (start,) = of_kind(translated(run_record(branch_point=branch), translator=offline), "start")
+    assert (start["rewound_to"], offline.not_understood) == (2, {"going back to step 2": 1})
+
+    (start,) = of_kind(translated(run_record(branch_point=branch), translator=online), "start")
+    assert ("rewound_to" in start, online.not_understood) == (False, {})
+
+    of_another = run_record(branch_point={**branch, "run": "another"})
+    (start,) = of_kind(translated(of_another, translator=fork), "start")
+    assert ("rewound_to" in start, fork.not_understood) == (False, {})
+
+
+def test_that_a_run_may_be_preempted_is_understood():
+    translator = Translator()
+
+    translated(run_record(), record(preempting={}), translator=translator)
+
+    assert translator.not_understood == {}
+
+
 def test_definitions_are_ours_but_for_those_that_ours_imply():
     found = translated(
         run_record(),
@@ -246,6 +340,44 @@ def test_what_is_removed_is_removed_after_what_was_said_before():
     found = of_kind(translated(run_record(), summary(a=1), removal, summary(c=3)), "summary")
 
     assert found == [{"set": [[["a"], 1], [["b"], 2]]}, {"delete": [["a"]]}, {"set": [[["c"], 3]]}]
+
+
+def test_values_that_are_too_large_for_a_record_are_left_out_and_no_other(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(wandb_records, "VALUES_MAX_BYTES", 1000)
+    times = {"_step": 0, "_timestamp": BEGAN_S + 1.0, "_runtime": 1.0}
+    repeated = record(summary={"update": items({"a": 1, "b": "x" * 2000, **times})})
+
+    found = translated(run_record(), repeated, row(0, a=1, b="x" * 2000), summary(c="y" * 3000, d=2))
+
+    (sent,) = of_kind(found, "metrics")
+    assert (sent["a"], sent["_step"]) == (1, 0)
+    assert sent["b"] == "2,002 bytes, too many for a record; they are in W&B's own file"
+    assert STUB in sent
+    said = {path[0]: value for one in found_sets(found) for path, value in one}
+    assert (said["a"], said["d"]) == (1, 2)
+    assert said["b"] == sent["b"]
+    assert said["c"].startswith("3,002 bytes")
+    assert STUB not in said
+
+
+def found_sets(found: list[Thing]) -> list[Any]:
+    return [one["set"] for one in of_kind(found, "summary")]
+
+
+def test_a_summary_grows_no_larger_than_a_record(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(wandb_records, "VALUES_MAX_BYTES", 1000)
+
+    found = translated(run_record(), *(summary(**{f"k{i}": "x" * 700}) for i in range(4)))
+
+    sizes = [len(json.dumps(one)) for one in found_sets(found)]
+    assert len(sizes) == 2
+    assert max(sizes) < 2000
+
+
+def test_half_of_a_pair_is_no_character():
+    payload = record(summary={"update": [{"key": "s", "value_json": '"\\udfff x \\ud83d\\ude00"'}]})
+
+    assert found_sets(translated(run_record(), payload)) == [[[["s"], "\ufffd x 😀"]]]
 
 
 def test_a_summary_that_repeats_its_row_is_the_row_and_any_other_is_itself():
@@ -384,6 +516,15 @@ def test_a_file_that_has_grown_gives_the_same_and_more(payloads: list[bytes], da
     after = translated(*payloads, is_over=False)
 
     assert after[: len(before)] == before
+
+
+@given(payloads=st.lists(some, max_size=25))
+def test_the_first_event_is_a_start_that_says_that_rows_are_whole(payloads: list[bytes]):
+    events = [thing for thing in translated(*payloads) if isinstance(thing, Event)]
+
+    if events:
+        assert (events[0].kind, events[0].data["rows"]) == ("start", COMPLETE_ROWS)
+    assert sum(event.kind == "start" for event in events) <= 1
 
 
 @given(payloads=st.lists(st.binary(max_size=60), max_size=20))
