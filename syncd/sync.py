@@ -184,7 +184,9 @@ def _add(found: Plan, path: Path, wishes: Wishes) -> None:
     if os.path.isfile(path / RUN_FILE):
         found.run_dirs.append(path)
         return
-    below = [*find_runs(path), *(d for d in sorted(path.glob("*")) if os.path.isfile(d / RUN_FILE))]
+    # Not by way of links, as that to the latest run.
+    entries = (entry for entry in sorted(path.glob("*")) if not entry.is_symlink())
+    below = [*find_runs(path), *(entry for entry in entries if os.path.isfile(entry / RUN_FILE))]
     found.run_dirs += below
     has_files = _add_files(found, path, wishes)
     if not below and not has_files:

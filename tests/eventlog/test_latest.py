@@ -8,6 +8,7 @@ from pathlib import Path
 import analysis
 import eventlog
 from eventlog.reader import find_runs, read
+from syncd.sync import Wishes, plan
 
 
 def log_one(root: Path, project: str, run_id: str) -> Path:
@@ -37,6 +38,8 @@ def test_nothing_that_looks_for_runs_finds_one_twice(tmp_path: Path):
     run_dir = log_one(tmp_path, "p", "a")
 
     assert list(find_runs(tmp_path)) == [run_dir]
+    assert plan([str(tmp_path)], [], Wishes()).run_dirs == [run_dir]
+    assert plan([str(tmp_path / "latest")], [], Wishes()).run_dirs == [run_dir]
     assert analysis.connect(tmp_path).execute("SELECT count(*) FROM runs").fetchall() == [(1,)]
 
 
