@@ -18,6 +18,7 @@ WANTED = {
     "log() tight": "floor, ours, wandb, trackio, tensorboard, ours to wandb",
     "bytes a record": "floor, ours, wandb",
     "log() at 1 kHz": "floor, ours, wandb, trackio, tensorboard",
+    "log() tight, right after init": "floor, ours, wandb, trackio, tensorboard",
     "stalls over 5 ms, tight": "floor, ours",
     "import": "ours, wandb",
     "init, fresh process": "ours, wandb",

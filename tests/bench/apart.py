@@ -31,7 +31,8 @@ def environment(home: Path) -> dict[str, str]:
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("WANDB_", "EVENTLOG_", "TIDELOG_"))
+        # Without bytecode every import compiles: an import that nobody pays twice.
+        if not name.startswith(("WANDB_", "EVENTLOG_", "TIDELOG_", "PYTHONDONTWRITEBYTECODE"))
     }
     return {
         **inherited,

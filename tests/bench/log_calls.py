@@ -1,9 +1,9 @@
-"""What one `log()` of ten floats costs: tight, and at 1 kHz, as a training loop would call it.
+"""Calls a peer's `log()` of ten floats, and prints what each call took.
 
-    python -m tests.bench.log_calls PEER ROWS PERIOD_S
+    python -m tests.bench.log_calls PEER ROWS PERIOD_S SETTLE_S
 
-The peers take turns, some rounds of each, so that a busy moment of the machine is nobody's own. A peer's interpreter
-may have nothing but that peer: its library, and what it needs, are imported by its own function.
+A call each PERIOD_S, or as fast as it goes if that is 0; the first comes SETTLE_S after `init`. A peer's interpreter may
+have nothing but that peer: its library, and what it needs, are imported by its own function.
 """
 
 from __future__ import annotations
@@ -70,10 +70,12 @@ PEERS = {"floor": floor, "ours": ours, "wandb": wandb, "trackio": trackio, "tens
 
 
 def main() -> None:
-    peer, rows, period_s = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    peer, rows = sys.argv[1], int(sys.argv[2])
+    period_s, settle_s = map(float, sys.argv[3:])
     seconds = []
     with tempfile.TemporaryDirectory() as directory:
         log, end = PEERS[peer](directory)
+        time.sleep(settle_s)
         due_s = time.perf_counter()
         for i in range(rows):
             row = row_of(i)
