@@ -29,8 +29,8 @@ contract-oldest: $(READY)  ## the contract's rows, settings, resumes, patch and 
 	TIDELOG_SDK_PYTHON=$(CURDIR)/$(VENV)-sdk/bin/python $(BIN)/pytest tests/contract \
 	  -k "(same_run and not definitions) or resumed or patch or no_file or live"
 
-bench: $(READY)          ## log(), import and sync against their peers, one table
-	$(BIN)/python -m tests.bench
+bench: $(READY)          ## what it costs, beside its peers and floors: one table, some minutes
+	TIDELOG_BENCH_CACHE=$(CURDIR)/$(VENV)-bench $(BIN)/python -m tests.bench
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -46,4 +46,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) $(VENV)-sdk demo-output build
+	rm -rf $(VENV) $(VENV)-sdk $(VENV)-bench demo-output build

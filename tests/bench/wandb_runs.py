@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from rich.table import Table
 
+from tests.bench.apart import BIN
+from tests.bench.row import Row, at_most
 from tests.contract.clients import World, world
 from tests.wandb_sync.logged import log_offline
 
-BIN = Path(sys.executable).parent
 COMMANDS = {
     "syncd sync": [str(BIN / "syncd"), "sync", "wandb", "--json"],
     "wandb sync": [str(BIN / "wandb"), "sync", "wandb"],
 }
-WORKLOADS = {"1 run × 10,000 rows": (1, 10_000), "50 runs × 500 rows": (50, 500)}
+# How many runs, of how many rows.
+WORKLOADS = ((1, 10_000), (50, 500))
 REPEATS = 3
 LOOK_S = 0.02
 
@@ -44,26 +45,30 @@ class Cost(NamedTuple):
     rows: int
 
 
-def wandb_runs_cost(table: Table) -> None:
-    """Add what each command took for each workload: the best of some tries, in turns."""
-    for name, (runs, rows) in WORKLOADS.items():
-        with tempfile.TemporaryDirectory() as directory:
-            logged = log_offline(Path(directory), [SCRIPT.format(runs=runs, rows=rows)])
+def rows(home: Path, scale: int) -> Iterator[Row]:
+    """What each command took for each workload: the best of some tries, in turns."""
+    repeats = 1 if scale > 1 else REPEATS
+    for runs, count in ((runs, count // scale) for runs, count in WORKLOADS):
+        with tempfile.TemporaryDirectory(dir=home) as directory:
+            logged = log_offline(Path(directory), [SCRIPT.format(runs=runs, rows=count)])
             costs: dict[str, list[Cost]] = {peer: [] for peer in COMMANDS}
-            for repeat in range(REPEATS):
+            for repeat in range(repeats):
                 for peer, command in COMMANDS.items():
-                    home = f"{peer} {repeat}"
-                    with world(Path(directory), home, logged, WANDB_MODE="online") as there:
+                    place = f"{peer} {repeat}"
+                    with world(Path(directory), place, logged, WANDB_MODE="online") as there:
                         costs[peer].append(cost_of(command, there))
-                    shutil.rmtree(Path(directory) / home)
+                    shutil.rmtree(Path(directory) / place)
         best = {peer: min(tries) for peer, tries in costs.items()}
         theirs = best["wandb sync"]
+        what, size = "W&B's directories", f"{runs} × {count:,} rows"
         for peer, cost in best.items():
-            assert cost.rows == runs * rows, f"{peer} brought {cost.rows} rows of {runs * rows}"
-            value = f"{cost.wall_s:.2f} s, {cost.rss_bytes / 2**20:.0f} MiB, {cost.requests} requests"
-            ratio = f"{cost.wall_s / theirs.wall_s:.2f} × wandb" if peer == "syncd sync" else ""
-            aim = "≤ 0.5 × wandb" if peer == "syncd sync" else ""
-            table.add_row(f"W&B's directories, {name}", peer, value, ratio, aim)
+            assert cost.rows == runs * count, f"{peer} brought {cost.rows} rows of {runs * count}"
+            values = {"wall_s": cost.wall_s, "rss_mb": cost.rss_bytes / 1e6, "requests": cost.requests}
+            if peer == "syncd sync":
+                aims = (at_most(cost.wall_s, 0.5 * theirs.wall_s, "≤ 0.5 × wandb"),)
+                yield Row(what, peer, values, cost.wall_s / theirs.wall_s, "wandb", aims, size)
+            else:
+                yield Row(what, peer, values, size=size)
 
 
 def cost_of(command: list[str], there: World) -> Cost:
