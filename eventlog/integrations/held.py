@@ -8,15 +8,18 @@ Invariants
 ----------
 * One holder, one run: what a library reports after its training is over (an evaluation, a test) continues the run.
 * A run that the user began is never finished here.
+* No disk ends a training for the sake of an artifact.
 
 What is logged to it is the integrations' business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from eventlog.not_yet import say_once
 from eventlog.run import Run, active, init
 
 
@@ -64,3 +67,14 @@ class HeldRun:
         """Finish, and begin another run the next time."""
         self.finish()
         self.known = None
+
+
+@contextmanager
+def said_if_it_fails(what: str) -> Iterator[None]:
+    """Say once that `what` could not become an artifact, where a file could not be read or written, and go on."""
+    try:
+        yield
+    except OSError as error:
+        say_once(
+            f"{what}, as an artifact,", f"could not be stored ({error}). The training and the log go on."
+        )

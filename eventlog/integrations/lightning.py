@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from eventlog.artifact import Artifact
-from eventlog.integrations.held import HeldRun
+from eventlog.integrations.held import HeldRun, said_if_it_fails
 from eventlog.media import Audio, Image, Video
 from eventlog.run import Run
 from eventlog.table import Table
@@ -244,31 +244,33 @@ class EventlogLogger(Logger):
         scores = {checkpointer.last_model_path: getattr(checkpointer, "current_score", None)}
         scores |= dict(getattr(checkpointer, "best_k_models", {}))
         scores[checkpointer.best_model_path] = checkpointer.best_model_score
-        found = sorted((os.path.getmtime(path), path) for path in scores if path and os.path.exists(path))
-        for changed_at, path in found:
-            if self._logged_at.get(path) == changed_at:
-                continue
-            score = scores[path]
-            facts = {
-                name: getattr(checkpointer, name) for name in _CHECKPOINT_FACTS if hasattr(checkpointer, name)
-            }
-            artifact = Artifact(
-                self._checkpoint_name or f"model-{self.experiment.id}",
-                "model",
-                metadata={
-                    "score": None if score is None else float(score),
-                    "original_filename": Path(path).name,
-                    # Lightning hands over a proxy, whose type is none of its own.
-                    checkpointer.__class__.__name__: facts,
-                },
-            )
-            if os.path.isdir(path):
-                artifact.add_dir(path)
-            else:
-                artifact.add_file(path, name="model.ckpt")
-            is_best = path == checkpointer.best_model_path
-            self.experiment.log_artifact(artifact, aliases=["latest", "best"] if is_best else ["latest"])
-            self._logged_at[path] = changed_at
+        with said_if_it_fails("a checkpoint"):
+            found = sorted((os.path.getmtime(path), path) for path in scores if path and os.path.exists(path))
+            for changed_at, path in found:
+                if self._logged_at.get(path) != changed_at:
+                    self._log_checkpoint(checkpointer, path, scores[path])
+                    self._logged_at[path] = changed_at
+
+    def _log_checkpoint(self, checkpointer: Any, path: str, score: Any) -> None:
+        facts = {
+            name: getattr(checkpointer, name) for name in _CHECKPOINT_FACTS if hasattr(checkpointer, name)
+        }
+        artifact = Artifact(
+            self._checkpoint_name or f"model-{self.experiment.id}",
+            "model",
+            metadata={
+                "score": None if score is None else float(score),
+                "original_filename": Path(path).name,
+                # Lightning hands over a proxy, whose type is none of its own.
+                checkpointer.__class__.__name__: facts,
+            },
+        )
+        if os.path.isdir(path):
+            artifact.add_dir(path)
+        else:
+            artifact.add_file(path, name="model.ckpt")
+        is_best = path == checkpointer.best_model_path
+        self.experiment.log_artifact(artifact, aliases=["latest", "best"] if is_best else ["latest"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Hand the run over to a process that a strategy spawns: it continues it there."""

@@ -27,7 +27,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from eventlog.artifact import Artifact
-from eventlog.integrations.held import HeldRun
+from eventlog.integrations.held import HeldRun, said_if_it_fails
 from eventlog.not_yet import say_once
 from eventlog.run import Run
 from eventlog.trajectory import ToolCall, Trajectory, Turn
@@ -121,7 +121,10 @@ class EventlogCallback(TrainerCallback):
         if self._log_model == "checkpoint" and run is not None and state.is_world_process_zero:
             directory = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
             aliases = [f"epoch_{round(state.epoch or 0, 2)}", f"checkpoint_global_step_{state.global_step}"]
-            self._log_artifact(run, args, directory, aliases, {})
+            with said_if_it_fails("a checkpoint"):
+                # A trial of a search, say, has its checkpoints elsewhere.
+                os.stat(directory)
+                _log_artifact(run, args, directory, aliases, {})
 
     def on_train_end(
         self,
@@ -195,28 +198,11 @@ class EventlogCallback(TrainerCallback):
         metadata: dict[str, Any] = {"final_model": True}
         if args.load_best_model_at_end:
             metadata[f"eval/{args.metric_for_best_model}"] = state.best_metric
-        with tempfile.TemporaryDirectory() as directory:
+        with said_if_it_fails("the final model"), tempfile.TemporaryDirectory() as directory:
             model.save_pretrained(directory)
             if hasattr(processing_class, "save_pretrained"):
                 processing_class.save_pretrained(directory)
-            self._log_artifact(run, args, directory, ["final_model"], metadata)
-
-    def _log_artifact(
-        self, run: Run, args: Any, directory: str, aliases: list[str], metadata: dict[str, Any]
-    ) -> None:
-        numbers_ = {
-            name: value
-            for name, value in run.summary.items()
-            if isinstance(value, numbers.Number) and not name.startswith("_")
-        }
-        named = args.run_name is not None and args.run_name != args.output_dir
-        name = _fit_for_artifact(f"model-{run.name if named else run.id}")
-        parameters = run.config.get("model/num_parameters")
-        artifact = Artifact(
-            name, "model", metadata={**numbers_, "model/num_parameters": parameters, **metadata}
-        )
-        artifact.add_dir(directory)
-        run.log_artifact(artifact, aliases=aliases)
+            _log_artifact(run, args, directory, ["final_model"], metadata)
 
     # ── trajectories ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -237,6 +223,20 @@ def _describe(run: Run, args: Any, model: Any) -> None:
     run.config.update(config, allow_val_change=True)
     run.define_metric("train/global_step")
     run.define_metric("*", step_metric="train/global_step", step_sync=True)
+
+
+def _log_artifact(run: Run, args: Any, directory: str, aliases: list[str], metadata: dict[str, Any]) -> None:
+    numbers_ = {
+        name: value
+        for name, value in run.summary.items()
+        if isinstance(value, numbers.Number) and not name.startswith("_")
+    }
+    named = args.run_name is not None and args.run_name != args.output_dir
+    name = _fit_for_artifact(f"model-{run.name if named else run.id}")
+    parameters = run.config.get("model/num_parameters")
+    artifact = Artifact(name, "model", metadata={**numbers_, "model/num_parameters": parameters, **metadata})
+    artifact.add_dir(directory)
+    run.log_artifact(artifact, aliases=aliases)
 
 
 def as_wandb_names(logs: Mapping[str, Any]) -> dict[str, Any]:

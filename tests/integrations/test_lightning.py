@@ -156,6 +156,23 @@ def test_checkpoints_are_artifacts_if_asked_for(tmp_path: Path, log_model: bool 
     assert artifacts[-1]["metadata"]["score"] > 0
 
 
+def test_a_checkpoint_that_cannot_be_read_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    from eventlog import not_yet
+    from eventlog.artifact import Artifact
+
+    def fails(artifact: Artifact, *args: Any, **options: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(not_yet, "_said", set())
+    monkeypatch.setattr(Artifact, "add_file", fails)
+    trainer(tmp_path, logger(tmp_path, log_model=True), enable_checkpointing=True).fit(module(), data())
+
+    assert "a checkpoint, as an artifact, could not be stored" in capfd.readouterr().err
+    assert [record.data for record in records_of(run_dir(tmp_path), "exit")] == [{"exitcode": 0}]
+
+
 def test_hyperparameters_may_be_anything_that_lightning_takes(tmp_path: Path):
     made = logger(tmp_path)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -262,6 +265,25 @@ def test_the_final_model_is_an_artifact_if_asked_for(tmp_path: Path, monkeypatch
     assert b"model.safetensors" in manifest
 
 
+def test_an_artifact_that_cannot_be_stored_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    from transformers import TrainerCallback
+
+    from eventlog import not_yet
+
+    class MovesItAway(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            (tmp_path / f"out/checkpoint-{state.global_step}").rename(tmp_path / f"moved-{state.global_step}")
+
+    monkeypatch.setattr(not_yet, "_said", set())
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    trainer(tmp_path, MovesItAway(), callback(tmp_path, log_model="checkpoint"), **options).train()
+
+    assert capfd.readouterr().err.count("a checkpoint, as an artifact, could not be stored") == 1
+    assert [row["train/global_step"] for _, row in rows_of(run_dir(tmp_path))] == [1, 2, 2]
+
+
 def test_a_wrong_word_is_a_mistake_before_the_training(tmp_path: Path):
     with pytest.raises(ValueError, match="log_model is one of false, end, checkpoint"):
         callback(tmp_path, log_model="always")
@@ -284,19 +306,26 @@ def test_each_trial_of_a_search_is_a_run_of_its_own(tmp_path: Path):
 
 def run_script_on_two_ranks(tmp_path: Path, environment: dict[str, str], *options: str) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    script = str(Path(__file__).with_name("train_transformers.py"))
+    script = str(Path(__file__).with_name("on_each_rank.py"))
     of_the_job = {
         "EVENTLOG_ROOT": str(tmp_path / "runs"),
         "WANDB_PROJECT": "huggingface",
         "WANDB_RUN_ID": "r",
         "PYTHONPATH": str(PROJECT),
     }
-    subprocess.run(
+    job = subprocess.Popen(
         [sys.executable, *launcher, script, str(tmp_path), *options],
         cwd=PROJECT,
         env={**environment, **of_the_job},
-        check=True,
+        start_new_session=True,
     )
+    try:
+        assert job.wait() == 0
+    finally:
+        # A rank that waits for another outlives the launcher.
+        with suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
 
 
 def test_the_script_of_a_user_runs_on_two_ranks_and_is_resumed(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from transformers import Trainer, TrainingArguments
 
 from eventlog.integrations.transformers import EventlogCallback
@@ -42,9 +41,6 @@ def main() -> None:
     )
     trainer.train(resume_from_checkpoint=options.resume or None)
     trainer.evaluate()
-    if torch.distributed.is_initialized():
-        # Without it, torch now and then aborts at the end of a process.
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
