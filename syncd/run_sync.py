@@ -215,6 +215,10 @@ class RunSync:
             return now_s + COLD_S
         if now_s < self._not_before_s:
             return self._not_before_s
+        if self._is_being_made_anew():
+            self._let_go()
+            self._known_pieces.clear()
+            return now_s + LOCK_BUSY_S
         if self._attached is None:
             wait_s = await self._attach(now_s)
             if self._attached is None:
@@ -410,6 +414,16 @@ class RunSync:
     @property
     def _is_made_anew(self) -> bool:
         return self._cursor.attach is None and bool(self._cursor.pieces)
+
+    def _is_being_made_anew(self) -> bool:
+        """Whether another process makes the piece that is read anew."""
+        writer = self._events.writer
+        if not writer or self._fold.start.get("rows") != COMPLETE_ROWS:
+            return False
+        reader = StreamReader(self.run_dir / writer)
+        reader.first()
+        token = reader.header.token if reader.header is not None else attach.UNKNOWN + writer
+        return token != self._known(writer)[0]
 
     def _other_has_caught_up(self) -> bool:
         """Whether the process that holds the run has sent all that was here at the first look, but an open row."""
@@ -834,7 +848,7 @@ class RunSync:
             self._remark = self._events.blocked or (
                 None
                 if is_heard
-                else (
+                else self._with_names(
                     f"{NOTHING_HEARD} for 10 minutes from its writer (process {lock.get('pid')} on {lock.get('host')}). "
                     "If that is gone for good, `syncd retry RUN --ended` sends what still waits for it."
                 )
@@ -887,19 +901,19 @@ class RunSync:
             return True
         token = self._known(names[0])[0]
         assert token is not None
-        first = StreamReader(self.run_dir / names[0]).first()
-        if first is not None and first.kind == "start" and self._is_rewound(first.data):
-            return False
-        if token not in self._cursor.pieces and not await self._announce(token):
+        if token not in self._cursor.pieces and not await self._announce(names[0], token):
             return False
         self._events.follow(names[0])
         self._fold.begin_piece()
         self._shipper.want_exit(None)
         return True
 
-    async def _announce(self, token: str) -> bool:
+    async def _announce(self, name: str, token: str) -> bool:
         """Add a piece to the server's mark, unless another log or another copy of this one got there first."""
         assert self._attached is not None
+        first = StreamReader(self.run_dir / name).first()
+        if first is not None and first.kind == "start" and self._is_rewound(first.data):
+            return False
         answer = await self._api.resume_status(
             self._attached.entity, self._attached.project, self.sink.run_id
         )

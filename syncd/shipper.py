@@ -432,19 +432,20 @@ class Shipper:
     def _refused(self, line: Line, outcome: Outcome) -> bool:
         """Let a stub stand in for the line, or the line again for its stub; return whether that need not wait."""
         place = (line.file, line.number)
-        self._max_lines = None
         reason = f"refused by the server ({outcome.reason})"
         stub = stub_of(line, reason)
         is_stub = place in self.stubs
         if is_stub or (outcome.verdict is Verdict.TOO_LARGE and len(stub.text) >= len(line.text)):
             # It is neither the line nor a size, then, and `status` says what the server answers.
-            self._max_bytes = BATCH_MAX_BYTES
+            self._max_bytes, self._max_lines = BATCH_MAX_BYTES, None
             if is_stub:
                 del self.stubs[place]
                 self._put_first(self._replaced.pop(place))
             return False
         self.stubs[place], self._replaced[place] = reason, line
         self._put_first(stub)
+        # The next answer is about the stub alone.
+        self._max_lines = 1
         return True
 
     def _put_first(self, line: Line) -> None:

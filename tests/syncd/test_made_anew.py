@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eventlog.cursor import APPEND, CONTINUE, Cursor, cursors
+from eventlog.cursor import APPEND, CONTINUE, Cursor, Sink, cursors
 from eventlog.imported import ImportedPiece
 from eventlog.piece import RunIdentity
 from syncd import sync as sync_module
@@ -16,11 +18,13 @@ from syncd.alerts import in_a_log_made_anew
 from syncd.daemon import Daemon
 from syncd.fold import HISTORY
 from syncd.metadata import MARK
+from syncd.run_sync import RunSync
 from syncd.status import ALERT_UNCERTAIN, TAKEN_FOR_THERE, RunStatus, run_status
+from syncd.wandb_api import WandbApi
 from syncd.wandb_records import Event, Translator
-from tests.syncd.syncing import sync
+from tests.syncd.syncing import DEADLINE_S, sync
 from tests.syncd.test_wandb_records import EXIT, items, record, row, run_record
-from tests.wandb_server import WandbServer
+from tests.wandb_server import API_KEY, WandbServer
 from tests.wandb_server.store import StoredRun
 
 pytestmark = pytest.mark.slow
@@ -155,6 +159,31 @@ def test_the_stub_of_a_refused_row_stands_for_it(server: WandbServer, tmp_path: 
     assert cursor.state == "synced"
     assert sum(cursor.not_shown.values()) == 1
     assert server.violations == []
+
+
+def test_a_log_that_is_made_anew_under_our_hands_is_compared_before_the_next_line(
+    server: WandbServer, tmp_path: Path
+):
+    run_dir = made(tmp_path, [run_record(), *rows(0, 1)])
+    api = WandbApi(server.base_url, lambda: API_KEY)
+    run = RunSync(run_dir, Sink(server.base_url, None, "demo", "run"), api, asked_for=True, steady_s=0.0)
+
+    async def turns_until(is_time: Callable[[], object]) -> None:
+        while not is_time():
+            await run.turn(time.monotonic())
+            await asyncio.sleep(0.01)
+
+    async def both() -> None:
+        await turns_until(lambda: server.runs() and xs(server) == [0, 1])
+        made(tmp_path, [run_record(), *rows(0, 7, 1, 8), EXIT], token="1111111")
+        await turns_until(lambda: run.parked)
+        run.close()
+        await api.close()
+
+    asyncio.run(asyncio.wait_for(both(), DEADLINE_S))
+
+    assert xs(server) == [0, 1]
+    assert "row 1 of this run" in (run.error or "")
 
 
 # -- what does not ---------------------------------------------------------------------------------------------
