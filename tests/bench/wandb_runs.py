@@ -60,7 +60,7 @@ def rows(home: Path, scale: int) -> Iterator[Row]:
                     shutil.rmtree(Path(directory) / place)
         best = {peer: min(tries) for peer, tries in costs.items()}
         theirs = best["wandb sync"]
-        what, size = "W&B's directories", f"{runs} × {count:,} rows"
+        what, size = f"W&B's directories, {runs} of them", f"{count:,} rows each"
         for peer, cost in best.items():
             assert cost.rows == runs * count, f"{peer} brought {cost.rows} rows of {runs * count}"
             values = {"wall_s": cost.wall_s, "rss_mb": cost.rss_bytes / 1e6, "requests": cost.requests}
