@@ -8,8 +8,8 @@ Invariants
 * The row that is still open is shown as if it were closed.
 * Until a statistic is asked for, a row costs one `dict.update`.
 
-There is no file, clock or lock here.  `syncd` and `analysis` make their summaries from the log; this one is what the
-training script sees.
+There is no file, clock or lock here.  `SummaryState` is what the training script sees; what W&B gets is made of the log
+by `syncd`'s fold, from the same `Statistics`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from typing import Any
 from eventlog.record import Record
 
 Path = tuple[str, ...]
-_TRACKED = ("last", "first", "max", "min", "mean")
+# The statistics of a key, in the order in which its summary has them.
+TRACKED = ("last", "first", "max", "min", "mean")
 
 
 @dataclass(slots=True)
-class _Statistics:
-    """The values of one key so far; `pending` is that of the open row."""
+class Statistics:
+    """The values of one key so far, in what W&B's summary can show of them."""
 
     latest: Any = None
     first: Any = None
@@ -36,36 +37,15 @@ class _Statistics:
     total: float = 0.0
     count: int = 0
     has_data: bool = False
-    pending: tuple[Any, ...] = ()
 
-    def commit(self) -> None:
-        if self.pending:
-            (value,), self.pending = self.pending, ()
-            self._add(value)
-
-    def shown(self, words: Sequence[str]) -> dict[str, Any]:
-        known = self
-        if self.pending:
-            known = copy.copy(self)
-            known.commit()
-        mean = known.total / known.count if known.count else float("nan")
-        values = {
-            "last": known.latest,
-            "first": known.first,
-            "max": known.max,
-            "min": known.min,
-            "mean": mean,
-        }
-        return {word: values[word] for word in words}
-
-    def _add(self, value: Any) -> None:
+    def add(self, value: Any, number: float | None) -> None:
+        """Take the next value, and the number that it is, if it is one."""
         self.latest = value
         if not self.has_data:
             self.first, self.has_data = value, True
-        number = _number(value)
         if number is None:
             return
-        # NaN wins, as in W&B's client.
+        # As Go's min and max, which W&B's client uses: NaN wins.
         if self.count == 0 or number != number:
             self.min = self.max = number
         else:
@@ -73,6 +53,36 @@ class _Statistics:
             self.max = number if number > self.max else self.max
         self.total += number
         self.count += 1
+
+    def tracked(self, words: Sequence[str]) -> dict[str, Any]:
+        """Return what these of `TRACKED` are."""
+        values = {
+            "last": self.latest,
+            "first": self.first,
+            "max": self.max,
+            "min": self.min,
+            "mean": self.total / self.count if self.count else float("nan"),
+        }
+        return {word: values[word] for word in words}
+
+
+@dataclass(slots=True)
+class _WithOpenRow(Statistics):
+    """The same; `pending` is the value in the open row, which a later call of its step may replace."""
+
+    pending: tuple[Any, ...] = ()
+
+    def commit(self) -> None:
+        if self.pending:
+            (value,), self.pending = self.pending, ()
+            self.add(value, _number(value))
+
+    def shown(self, words: Sequence[str]) -> dict[str, Any]:
+        known = self
+        if self.pending:
+            known = copy.copy(self)
+            known.commit()
+        return known.tracked(words)
 
 
 class SummaryState:
@@ -97,7 +107,7 @@ class SummaryState:
         self._keeps_all = keeps_all
         # What `define_metric(summary=…)` asked for, by name or `prefix*`; the statistics that this needs.
         self._asked: dict[str, list[str]] = {}
-        self._statistics: dict[Path, _Statistics] = {}
+        self._statistics: dict[Path, _WithOpenRow] = {}
         # The words of a key, looked up once.
         self._words: dict[Path, list[str]] = {}
         # Keys that were set by hand; of these, the ones whose value is a dict, which is one value.
@@ -152,7 +162,7 @@ class SummaryState:
         for path, value in _leaves(row):
             words = self._words_of(path)
             if words or self._keeps_all:
-                statistics = self._statistics.setdefault(path, _Statistics())
+                statistics = self._statistics.setdefault(path, _WithOpenRow())
                 statistics.pending = (value,)
                 self._show(path, words, statistics)
         if closes:
@@ -203,10 +213,10 @@ class SummaryState:
         if self._by_hand:
             self._by_hand = {other for other in self._by_hand if other[: len(path)] != path}
 
-    def _show(self, path: Path, words: Sequence[str], statistics: _Statistics) -> None:
+    def _show(self, path: Path, words: Sequence[str], statistics: _WithOpenRow) -> None:
         if "none" in words:
             _pop(self.items, path)
-        elif tracked := [word for word in _TRACKED if word in words]:
+        elif tracked := [word for word in TRACKED if word in words]:
             _set_at(self.items, path, statistics.shown(tracked))
 
     def _close_row(self) -> None:

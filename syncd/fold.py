@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
+from eventlog.outcome import TRACKED, Statistics
 from eventlog.record import Record, json_of
 
 HISTORY = "wandb-history.jsonl"
@@ -84,34 +85,14 @@ class Definition:
 
 
 @dataclass(slots=True)
-class _Statistics:
+class _Statistics(Statistics):
     """What the summary knows of one key.  `track` lists what is shown; if empty, the last value alone."""
 
-    latest: Any = None
-    first: Any = None
-    min: float = 0.0
-    max: float = 0.0
-    total: float = 0.0
-    count: int = 0
     track: list[str] = field(default_factory=list)
     hidden: bool = False
-    has_data: bool = False
 
     def update(self, value: Any) -> None:
-        self.latest = value
-        if not self.has_data:
-            self.first = value
-        self.has_data = True
-        if type(value) is float or type(value) is int:
-            number = float(value)
-            # As Go's min and max, which the SDK uses: NaN wins.
-            if self.count == 0 or number != number:
-                self.min = self.max = number
-            else:
-                self.min = number if number < self.min else self.min
-                self.max = number if number > self.max else self.max
-            self.total += number
-            self.count += 1
+        self.add(value, float(value) if type(value) is float or type(value) is int else None)
 
     def shown(self) -> Any:
         """Return the key's summary value; None means that it has none."""
@@ -119,14 +100,11 @@ class _Statistics:
             return None
         if not self.track:
             return self.latest
-        values = {
-            "last": self.latest,
-            "first": self.first,
-            "min": self.min,
-            "max": self.max,
-            "mean": self.total / self.count if self.count else float("nan"),
-        }
-        return {name: values[name] for name in self.track}
+        return self.tracked(self.track)
+
+
+# In the order in which a cursor keeps them.
+_IN_STATE = ("latest", "first", "min", "max", "total", "count", "track", "hidden", "has_data")
 
 
 class Fold:
@@ -237,7 +215,10 @@ class Fold:
             "piece_runtime_s": self._piece_runtime_s,
             "deleted": self.deleted,
             "latest_step": self._latest_step,
-            "statistics": [[list(path), *_values(s)] for path, s in self._statistics.items()],
+            "statistics": [
+                [list(path), *(getattr(s, name) for name in _IN_STATE)]
+                for path, s in self._statistics.items()
+            ],
         }
         return _dicts_copied(shared)
 
@@ -261,7 +242,10 @@ class Fold:
         fold._piece_runtime_s = state["piece_runtime_s"]
         fold.deleted = state["deleted"]
         fold._latest_step = state["latest_step"]
-        fold._statistics = {tuple(path): _Statistics(*values) for path, *values in state["statistics"]}
+        fold._statistics = {
+            tuple(path): _Statistics(**dict(zip(_IN_STATE, values, strict=True)))
+            for path, *values in state["statistics"]
+        }
         fold._inner = {path[:n] for path in fold._statistics for n in range(1, len(path))}
         return fold
 
@@ -409,7 +393,7 @@ class Fold:
     def _configure_summary(self, definition: Definition) -> None:
         statistics = self._statistics_at(_escaped_path(definition.name))
         statistics.hidden = "none" in definition.summary
-        statistics.track = [s for s in ("last", "first", "max", "min", "mean") if s in definition.summary]
+        statistics.track = [word for word in TRACKED if word in definition.summary]
 
     def _statistics_at(self, path: KeyPath) -> _Statistics:
         found = self._statistics.get(path)
