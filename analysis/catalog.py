@@ -25,7 +25,7 @@ from pathlib import Path
 from eventlog.cursor import cursors
 from eventlog.errors import NotARun
 from eventlog.parquet import Brief, Unreadable, is_intact
-from eventlog.piece import RunIdentity, closed, lock_text, this_boot_id, this_host
+from eventlog.piece import RunIdentity, closed, lock_text, ran_here
 from eventlog.reader import backwards, find_runs
 from eventlog.record import LINE_MAX_BYTES, BadLine, unframe
 from eventlog.segment import (
@@ -333,7 +333,7 @@ def _end(fd: int) -> End:
 
 def _heard_us(piece_dir: Path) -> int | None:
     text = lock_text(piece_dir)
-    if text.get("host") == this_host() or text.get("boot_id") == this_boot_id():
+    if ran_here(text):
         return None
     heard = text.get("heartbeat", 0)
     return heard if isinstance(heard, int) else 0

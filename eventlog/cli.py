@@ -196,7 +196,7 @@ def seal(runs: tuple[str, ...], root: Path | None, as_json: bool) -> None:
     run_dirs = _meant(runs, root)
     outcomes = []
     is_good = True
-    with _progress(sum(map(to_seal, run_dirs))) as advance:
+    with _progress(lambda: sum(map(to_seal, run_dirs))) as advance:
         for run_dir in run_dirs:
             try:
                 outcomes.append((name_of(run_dir), seal_run(run_dir, advance)))
@@ -302,7 +302,7 @@ def import_(
     from eventlog.importers.tfevents import import_tfevents, sources_at
 
     runs = []
-    with _progress(sum(source.size for path in paths for source in sources_at(path))) as advance:
+    with _progress(lambda: sum(source.size for path in paths for source in sources_at(path))) as advance:
         for path in paths:
             done = [0]
 
@@ -454,18 +454,22 @@ def _complain(text: str) -> None:
 
 
 @contextmanager
-def _progress(total_bytes: int) -> Iterator[Callable[[int], object]]:
-    """Show on a terminal how far a long work is; yield what is to be told of each step."""
+def _progress(total_bytes: Callable[[], int]) -> Iterator[Callable[[int], object]]:
+    """Show on a terminal how far a long work is; yield what is to be told of each step.
+
+    How much it is in all costs a look at every file, and is asked for only where it is shown.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
     console = Console(stderr=True)
-    if not console.is_terminal or total_bytes == 0:
+    total = total_bytes() if console.is_terminal else 0
+    if total == 0:
         yield lambda size: None
         return
     columns = (BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=total_bytes)
+        task = bar.add_task("", total=total)
         yield lambda size: bar.advance(task, size)
 
 

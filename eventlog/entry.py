@@ -37,8 +37,7 @@ from eventlog.piece import (
     claim_secondary,
     lock_text,
     primaries,
-    this_boot_id,
-    this_host,
+    ran_here,
 )
 from eventlog.reader import read
 from eventlog.record import Record
@@ -311,9 +310,7 @@ def _seen_by_lock(piece_dir: Path) -> bool | None:
     finally:
         os.close(fd)
     text = lock_text(piece_dir)
-    # Containers have host names of their own; one kernel has one set of locks.
-    is_of_this_kernel = text.get("boot_id") == this_boot_id()
-    return False if is_of_this_kernel or text.get("host") == this_host() else None
+    return False if ran_here(text) else None
 
 
 def _owner(piece_dir: Path) -> str:

@@ -21,14 +21,12 @@ from typing import Any
 
 from eventlog.errors import NotARun
 from eventlog.parquet import Brief, Unreadable, is_intact
-from eventlog.piece import RunIdentity, closed, lock_text, primaries, this_boot_id, this_host
+from eventlog.piece import STALE_S, RunIdentity, closed, lock_text, primaries, ran_here
 from eventlog.reader import Chunk, Damage, StreamReader, end_of, last_step_of, newest_first, writers
 from eventlog.record import Record
 from eventlog.segment import STREAMS, files_of, sealed_in
 
 _POLL_S = 0.2
-# Nothing heard for so long from another machine, whose lock cannot be seen: FORMAT.md, "Pieces and writers".
-_STALE_S = 600.0
 
 
 def name_of(run_dir: Path) -> str:
@@ -86,11 +84,11 @@ def state_of(run_dir: Path, writer: str) -> str:
     if is_closed:
         return "crashed"
     text = lock_text(run_dir / writer)
-    if not text or text.get("host") == this_host() or text.get("boot_id") == this_boot_id():
+    if not text or ran_here(text):
         # Without a text, a writer is just being born.
         return "live"
     heard_us = max(text.get("heartbeat", 0), newest.time_us if newest else 0)
-    return "stale" if time.time() - heard_us / 1e6 > _STALE_S else "live"
+    return "stale" if time.time() - heard_us / 1e6 > STALE_S else "live"
 
 
 def _size_of(run_dir: Path) -> int:

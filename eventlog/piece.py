@@ -18,6 +18,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +33,8 @@ from eventlog.segment import FORMAT, directory_name, primary_name, primary_numbe
 RUN_FILE = "run.json"
 LOCK_FILE = "lock"
 HEARTBEAT_S = 30.0
+# A writer on another host is not waited for any longer than this without a sign of life. FORMAT.md, "Pieces and writers".
+STALE_S = 600.0
 _LOCK_TEXT_MAX_BYTES = 4096
 
 
@@ -221,9 +224,8 @@ def lock_owner_is_gone(piece_dir: Path) -> bool:
             return False
         try:
             text = orjson.loads(os.pread(fd, _LOCK_TEXT_MAX_BYTES, 0))
-            # A restarted container has another name on the same kernel, and one kernel has one set of locks.
-            return bool(text["host"] == this_host() or text["boot_id"] == this_boot_id())
-        except (OSError, ValueError, KeyError, TypeError):
+            return isinstance(text, dict) and "host" in text and ran_here(text)
+        except (OSError, ValueError):
             # Not a text of ours, or one that a full disk cut short: nothing is certain.
             return False
     finally:
@@ -237,6 +239,14 @@ def lock_text(piece_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return text if isinstance(text, dict) else {}
+
+
+def ran_here(text: Mapping[str, Any]) -> bool:
+    """Say whether the writer of a lock's text ran where its lock can be asked: on this host, or on this kernel.
+
+    A restarted container has another name on the same kernel, and one kernel has one set of locks.
+    """
+    return bool(text.get("host") == this_host() or text.get("boot_id") == this_boot_id())
 
 
 @cache

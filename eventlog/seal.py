@@ -29,9 +29,8 @@ from eventlog.piece import (
     closed,
     lock_text,
     primaries,
+    ran_here,
     sync_directory,
-    this_boot_id,
-    this_host,
 )
 from eventlog.reader import Damage, StreamReader, end_of_segment, newest_first, writers
 from eventlog.segment import STREAMS, Sealed, Segment, primary_number, rank_of_writer, sealed_in, segments_in
@@ -89,15 +88,18 @@ def to_seal(run_dir: Path) -> int:
     return sum(
         _size(run_dir / writer / segment.name)
         for writer in writers(run_dir)
+        for is_closed in [_is_closed(run_dir, writer)]
         for stream in STREAMS
-        for segment in _unsealed(run_dir / writer, stream, _is_closed(run_dir, writer))
+        for segment in _unsealed(run_dir / writer, stream, is_closed)
     )
 
 
 def _is_closed(run_dir: Path, writer: str) -> bool:
-    if closed(run_dir, writer):
-        return True
-    last = next(newest_first(run_dir / writer), None)
+    return closed(run_dir, writer) or _has_exit(run_dir / writer)
+
+
+def _has_exit(piece_dir: Path) -> bool:
+    last = next(newest_first(piece_dir), None)
     return last is not None and last.kind == "exit"
 
 
@@ -315,7 +317,10 @@ def clean(run_dir: Path, dry_run: bool = False) -> list[Verdict]:
 def _verdicts(run_dir: Path, writer: str, bound: list[Cursor]) -> Iterator[Verdict]:
     piece_dir = run_dir / writer
     names = os.listdir(piece_dir)
-    is_closed = _is_closed(run_dir, writer)
+    is_closed = closed(run_dir, writer)
+    has_exit = _has_exit(piece_dir)
+    # Whether somebody may hold the last segment open, where neither an `exit` nor the lock tells us.
+    may_come_back = not has_exit and not ran_here(lock_text(piece_dir))
     for stream in STREAMS:
         segments, sealed = segments_in(names, stream), sealed_in(names, stream)
         intact: dict[Sealed, bool] = {}
@@ -323,11 +328,11 @@ def _verdicts(run_dir: Path, writer: str, bound: list[Cursor]) -> Iterator[Verdi
             holder = next((each for each in sealed if _holds(each, segment, next_seq)), None)
             is_last = segment == segments[-1]
             reason: str | None = None
-            if is_last and not is_closed:
+            if is_last and not (is_closed or has_exit):
                 reason = "it is being written"
             elif holder is None:
                 reason = "it is not sealed: `eventlog seal` seals it, or says why not"
-            elif is_last and not _ended_here(run_dir, writer):
+            elif is_last and may_come_back:
                 reason = "its writer on another machine never said that it ended"
             elif (sink := _who_waits(run_dir, writer, stream, next_seq, bound)) is not None:
                 reason = f"{sink} has not acknowledged all of it"
@@ -337,15 +342,6 @@ def _verdicts(run_dir: Path, writer: str, bound: list[Cursor]) -> Iterator[Verdi
                 if not intact[holder]:
                     reason = f"{holder.name} is damaged: remove that one, and `eventlog seal` makes it anew"
             yield Verdict(piece_dir / segment.name, _size(piece_dir / segment.name), reason)
-
-
-def _ended_here(run_dir: Path, writer: str) -> bool:
-    """Whether nobody can hold the last segment open: its writer said `exit`, or its lock tells us."""
-    last = next(newest_first(run_dir / writer), None)
-    if last is not None and last.kind == "exit":
-        return True
-    text = lock_text(run_dir / writer)
-    return text.get("host") == this_host() or text.get("boot_id") == this_boot_id()
 
 
 def _who_waits(run_dir: Path, writer: str, stream: str, next_seq: int, bound: list[Cursor]) -> str | None:

@@ -38,7 +38,7 @@ from eventlog import cursor as cursors
 from eventlog import piece as pieces
 from eventlog.cursor import Cursor, Sink
 from eventlog.errors import NotARun
-from eventlog.piece import RunIdentity
+from eventlog.piece import STALE_S, RunIdentity
 from eventlog.reader import StreamReader, end_of, pieces_of, read
 from eventlog.record import json_of
 from syncd import attach, metadata
@@ -68,8 +68,6 @@ DURABLE_S = 30.0
 HOT_S, WARM_S, COLD_S = 1.0, 10.0, 60.0
 LOCK_BUSY_S = 1.0
 COMPARED_S = 0.2
-# A writer on another host is not waited for any longer than this without a sign of life. FORMAT.md, "Pieces".
-STALE_S = 600.0
 DAMAGED = "damaged or missing in the log"
 UNREADABLE = "none of its records can be read: `eventlog verify` shows the damage"
 OFFLINE_MODE = "logged with mode=offline: `syncd sync` uploads it"
