@@ -24,7 +24,6 @@ import numbers
 import os
 import re
 import socket
-import sys
 import threading
 import time
 from collections import Counter
@@ -39,6 +38,7 @@ import orjson
 
 from eventlog.importers.tfrecord import frame
 from eventlog.media import Audio, Histogram, Image, Media
+from eventlog.not_yet import say
 from eventlog.record import encode_data
 from eventlog.redact import redacted
 from eventlog.store import Content, Stored
@@ -177,14 +177,11 @@ class TensorboardMirror:
     def _say_once(self, error: OSError) -> None:
         if not self._has_said:
             self._has_said = True
-            with suppress(OSError, ValueError, AttributeError):
-                print(
-                    f"eventlog: TensorBoard's copy in {str(self._directory)!r} could not be written "
-                    f"({error.strerror or error}). Training and the log go on; it is tried again with each row. "
-                    "This is said once.",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            say(
+                f"TensorBoard's copy in {str(self._directory)!r} could not be written "
+                f"({error.strerror or error}). Training and the log go on; it is tried again with each row. "
+                "This is said once."
+            )
 
     # ── values ───────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,10 +1,16 @@
-"""One thread, so that libraries take no more than their share; and no library that asks the network or reports home."""
+"""One thread, so that libraries take no more than their share; no library that asks the network or reports home; and no
+run that is left to the next test.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
+
+import eventlog
+from eventlog.run import active
 
 _QUIET = {
     "OMP_NUM_THREADS": "1",
@@ -25,6 +31,15 @@ def _quiet_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_run_is_left() -> Iterator[None]:
+    yield
+    left = active()
+    while active() is not None:
+        eventlog.finish(1)
+    assert left is None
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,6 @@ from tests.integrations.tb import records_of, rows_of
 
 if find_spec("accelerate") is None or find_spec("torch") is None:
     pytest.skip("accelerate and torch cannot be installed here", allow_module_level=True)
-
-
-@pytest.fixture(autouse=True)
-def _no_run_is_left() -> Iterator[None]:
-    yield
-    from eventlog.run import active
-
-    left = active()
-    while active() is not None:
-        eventlog.finish(1)
-    assert left is None
 
 
 def tracker(tmp_path: Path, **options: Any) -> Any:

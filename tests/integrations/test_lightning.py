@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,6 @@ if find_spec("lightning") is None or find_spec("torch") is None:
     pytest.skip("lightning and torch cannot be installed here", allow_module_level=True)
 
 PROJECT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _no_run_is_left() -> Iterator[None]:
-    yield
-    from eventlog.run import active
-
-    left = active()
-    while active() is not None:
-        eventlog.finish(1)
-    assert left is None
 
 
 def logger(tmp_path: Path, **options: Any) -> Any:

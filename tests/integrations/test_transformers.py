@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,17 +23,6 @@ if find_spec("transformers") is None or find_spec("torch") is None or find_spec(
     pytest.skip("transformers, accelerate and torch cannot be installed here", allow_module_level=True)
 
 PROJECT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _no_run_is_left() -> Iterator[None]:
-    yield
-    from eventlog.run import active
-
-    left = active()
-    while active() is not None:
-        eventlog.finish(1)
-    assert left is None
 
 
 def callback(tmp_path: Path, **options: Any) -> Any:
