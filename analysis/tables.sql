@@ -92,3 +92,7 @@ CREATE MACRO internal.text_of(value, mark) AS
 
 -- The marks of a value in a sealed segment, where they are JSON.
 CREATE MACRO internal.marks(as_text) AS CASE WHEN as_text IS NOT NULL THEN TRY_CAST(as_text::JSON AS VARCHAR[][]) END;
+
+-- The tool calls of a sealed turn, their arguments as the JSON that they are.
+CREATE MACRO internal.with_arguments(calls) AS list_transform(calls, lambda call: {id: call.id, name: call.name,
+    arguments: call.arguments::JSON, result: call.result, error: call.error, duration_s: call.duration_s});

@@ -50,10 +50,9 @@ UNION ALL
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, 'trajectories', seq, time, kind, step, commit, as_text,
     coalesce(json::JSON, to_json({id: id, "group": "group", reward: reward, advantage: advantage,
-        turns: list_transform(turns, lambda turn: {role: turn.role, content: turn.content, tool_calls: list_transform(
-            turn.tool_calls, lambda call: {id: call.id, name: call.name, arguments: call.arguments::JSON,
-                result: call.result, error: call.error, duration_s: call.duration_s}),
-            tool_call_id: turn.tool_call_id, duration_s: turn.duration_s}),
+        turns: list_transform(turns, lambda turn: {role: turn.role, content: turn.content,
+            tool_calls: internal.with_arguments(turn.tool_calls), tool_call_id: turn.tool_call_id,
+            duration_s: turn.duration_s}),
         metrics: metrics::JSON, prompt_tokens: prompt_tokens, completion_tokens: completion_tokens, started_us: started_us,
         duration_s: duration_s, exception: exception, info: info::JSON, token_ids: token_ids, mask: mask,
         logprobs: logprobs}))
@@ -217,8 +216,7 @@ UNION ALL
 SELECT run_dir, writer, seq, time, kind, step, CASE WHEN json IS NOT NULL THEN internal.trajectory_of(json) ELSE {
     id: id, "group": "group", reward: reward, advantage: advantage,
     turns: list_transform(turns, lambda turn: {role: turn.role, content: turn.content, tool_call_id: turn.tool_call_id,
-        duration_s: turn.duration_s, tool_calls: list_transform(turn.tool_calls, lambda call: {id: call.id, name: call.name,
-            arguments: call.arguments::JSON, result: call.result, error: call.error, duration_s: call.duration_s})}),
+        duration_s: turn.duration_s, tool_calls: internal.with_arguments(turn.tool_calls)}),
     token_ids: token_ids, metrics: metrics::JSON, prompt_tokens: prompt_tokens, completion_tokens: completion_tokens,
     started_us: started_us, duration_s: duration_s, exception: exception, info: info::JSON} END
 FROM internal.sealed_trajectories;
