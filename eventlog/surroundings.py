@@ -30,7 +30,9 @@ def requirements() -> str:
     found: dict[str, str] = {}
     for distribution in distributions():
         try:
-            name, version = distribution.metadata["Name"], distribution.version
+            # Asked for once: each time that it is, the file is read and parsed.
+            metadata = distribution.metadata
+            name, version = metadata["Name"], metadata["Version"]
         except (KeyError, TypeError, ValueError, OSError):
             # Half-removed packages leave directories without metadata.
             continue
