@@ -12,7 +12,6 @@ What the numbers mean is decided by `syncd`; here they are kept.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from eventlog.piece import lock_text, sync_directory
+from eventlog.piece import hold, lock_text, sync_directory
 from eventlog.record import BadLine, frame_object, unframe_object
 
 FORMAT = 1
@@ -126,14 +125,7 @@ def lock(run_dir: Path, sink: Sink) -> int | None:
     """Return a descriptor that holds the run for one uploader to that sink, or None if another process has it."""
     directory = run_dir / SYNC_DIR
     directory.mkdir(mode=0o700, exist_ok=True)
-    path = directory / f"{sink.name}.lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        return None
-    return fd
+    return hold(directory / f"{sink.name}.lock")
 
 
 def run_id_there(run_dir: Path) -> str | None:

@@ -17,7 +17,6 @@ Unlike a training run's writer it is not in the way of anything: a full disk rai
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 import orjson
 
 from eventlog.parquet import Brief, Unreadable
-from eventlog.piece import LOCK_FILE, RunIdentity, sync_directory, this_boot_id, this_host
+from eventlog.piece import LOCK_FILE, RunIdentity, hold, sync_directory, this_boot_id, this_host
 from eventlog.reader import end_of
 from eventlog.record import BadLine, encode
 from eventlog.segment import ROTATE_BYTES, Header, Sealed, Segment, sealed_in, segments_in
@@ -197,13 +196,8 @@ def _remove(path: Path) -> None:
 
 def _locked(directory: Path) -> int | None:
     """Return a descriptor that holds the piece's lock, or None if another process does."""
-    path = directory / LOCK_FILE
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        return None
-    text = {"host": this_host(), "boot_id": this_boot_id(), "pid": os.getpid(), "heartbeat": 0}
-    os.pwrite(fd, orjson.dumps(text) + b"\n", 0)
+    fd = hold(directory / LOCK_FILE)
+    if fd is not None:
+        text = {"host": this_host(), "boot_id": this_boot_id(), "pid": os.getpid(), "heartbeat": 0}
+        os.pwrite(fd, orjson.dumps(text) + b"\n", 0)
     return fd

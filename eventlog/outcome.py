@@ -190,7 +190,7 @@ class SummaryState:
 
     def set_at(self, path: Path, value: Any) -> None:
         """Set a value by hand: no statistic is made of this key any more, until it is defined anew."""
-        _set_at(self.items, path, value)
+        set_at(self.items, path, value)
         self._forget_below(path)
         self._without_statistics.add(path)
         self._words.clear()
@@ -217,7 +217,7 @@ class SummaryState:
         if "none" in words:
             _pop(self.items, path)
         elif tracked := [word for word in TRACKED if word in words]:
-            _set_at(self.items, path, statistics.shown(tracked))
+            set_at(self.items, path, statistics.shown(tracked))
 
     def _close_row(self) -> None:
         for statistics in self._statistics.values():
@@ -284,7 +284,8 @@ def _pop(tree: dict[str, Any], path: Path) -> None:
     tree.pop(path[-1], None)
 
 
-def _set_at(tree: dict[str, Any], path: Path, value: Any) -> None:
+def set_at(tree: dict[str, Any], path: Path, value: Any) -> None:
+    """Put a value into nested dicts, which are made, or take the place of other values, on the way."""
     for key in path[:-1]:
         below = tree.get(key)
         if type(below) is not dict:

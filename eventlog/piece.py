@@ -232,6 +232,17 @@ def lock_owner_is_gone(piece_dir: Path) -> bool:
         os.close(fd)
 
 
+def hold(path: Path) -> int | None:
+    """Return a descriptor that holds that lock file for this process alone, or None if another process does."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
 def lock_text(piece_dir: Path) -> dict[str, Any]:
     """Return what the lock's text says (`host boot_id pid heartbeat`), or nothing.  It informs, and decides nothing."""
     try:

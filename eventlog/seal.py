@@ -16,7 +16,6 @@ What is closed, and what is acknowledged, is decided by names, locks and cursors
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +26,7 @@ from eventlog.cursor import Cursor, cursors
 from eventlog.parquet import TEMPORARY, Brief, Unreadable, Writing, is_intact
 from eventlog.piece import (
     closed,
+    hold,
     lock_text,
     primaries,
     ran_here,
@@ -370,16 +370,12 @@ def _who_waits(run_dir: Path, writer: str, stream: str, next_seq: int, bound: li
 @contextmanager
 def _alone(piece_dir: Path) -> Iterator[bool]:
     """Keep other processes from sealing this piece; False if one is at it."""
-    fd = os.open(piece_dir / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = hold(piece_dir / _LOCK_FILE)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
+        yield fd is not None
     finally:
-        os.close(fd)
+        if fd is not None:
+            os.close(fd)
 
 
 def _size(path: Path) -> int:

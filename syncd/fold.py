@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from eventlog.outcome import TRACKED, Statistics
+from eventlog.outcome import TRACKED, Statistics, set_at
 from eventlog.record import Record, json_of
 
 HISTORY = "wandb-history.jsonl"
@@ -188,7 +188,7 @@ class Fold:
         for path, statistics in self._statistics.items():
             value = statistics.shown()
             if value is not None:
-                _set_at(nested, path, value)
+                set_at(nested, path, value)
         if self._has_complete_rows:
             # Whoever closed the rows also said this.
             return nested
@@ -374,7 +374,7 @@ class Fold:
             if step_path not in values:
                 values[step_path] = self._latest_step[definition.step_metric]
                 leaves.append((step_path, values[step_path]))
-                _set_at(row, step_path, values[step_path])
+                set_at(row, step_path, values[step_path])
 
     def _definition_of(self, key: str) -> Definition | None:
         known = self.definitions.get(key)
@@ -489,15 +489,6 @@ def _leaves(row: dict[str, Any], above: KeyPath = ()) -> Iterator[tuple[KeyPath,
             yield from _leaves(value, (*above, key))
         else:
             yield (*above, key), value
-
-
-def _set_at(tree: dict[str, Any], path: KeyPath, value: Any) -> None:
-    for key in path[:-1]:
-        below = tree.get(key)
-        if type(below) is not dict:
-            below = tree[key] = {}
-        tree = below
-    tree[path[-1]] = value
 
 
 def _escaped_path(name: str) -> KeyPath:

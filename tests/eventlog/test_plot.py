@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,6 @@ run.log({"old": wandb.visualize("wandb/old/v1", table)})
 run.log({"nested": {"deep": wandb.plot.scatter(table, "x", "y"), "value": 3}})
 run.finish()
 """
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays_open() -> Iterator[None]:
-    yield
-    while eventlog.run is not None:
-        eventlog.finish()
 
 
 def begin(root: Path, **options: Any) -> eventlog.Run:

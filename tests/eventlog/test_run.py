@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,6 @@ from eventlog.run import step_rule
 from tests.logs import handmade_run, resumed
 
 PROJECT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays_open() -> Iterator[None]:
-    yield
-    while eventlog.run is not None:
-        eventlog.finish()
 
 
 def begin(root: Path, **options: Any) -> eventlog.Run:

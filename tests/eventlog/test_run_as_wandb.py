@@ -6,7 +6,6 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,13 @@ import orjson
 import pytest
 
 import eventlog
-from eventlog import cursor, not_yet
+from eventlog import cursor
 from eventlog.cursor import Cursor, Sink
 from eventlog.record import Record
 
 PROJECT = Path(__file__).parents[2]
 SINK = Sink("https://api.example", None, "demo", "run")
 ATTACH = {"url": "https://example/team/demo/runs/run", "entity": "team"}
-
-
-@pytest.fixture(autouse=True)
-def _said_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(not_yet, "_said", set())
-    yield
-    while eventlog.run is not None:
-        eventlog.finish()
 
 
 def begin(root: Path, **options: Any) -> eventlog.Run:

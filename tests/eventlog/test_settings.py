@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import eventlog
-from eventlog import not_yet
 from eventlog.configs import as_config, chosen, config_file, layered
 from eventlog.errors import ConfigError, UsageError
 from eventlog.settings import Settings
 from eventlog.wishes import Wishes, wishes
-
-
-@pytest.fixture(autouse=True)
-def _said_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(not_yet, "_said", set())
-    yield
-    while eventlog.run is not None:
-        eventlog.finish()
 
 
 def wished(environ: dict[str, str] | None = None, settings: Any = None, **arguments: Any) -> Wishes:

@@ -6,7 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from wandb.sdk.lib.runid import generate_id
 from wandb.sdk.wandb_run import Run as WandbRun
 
 import eventlog
-from eventlog import not_yet
 from eventlog.errors import UnsupportedError
 
 PROJECT = Path(__file__).parents[2]
@@ -60,14 +59,6 @@ OLDER = {
     "run": ["get_url", "get_project_url", "link_artifact", "log_code", "should_stop"],
     "module": ["plots", "link_artifact", "log_code", "Error"],
 }
-
-
-@pytest.fixture(autouse=True)
-def _said_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(not_yet, "_said", set())
-    yield
-    while eventlog.run is not None:
-        eventlog.finish()
 
 
 @pytest.fixture

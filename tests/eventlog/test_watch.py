@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 
 import eventlog
-from eventlog import not_yet
 from tests.wandb_server import WandbServer
 
 torch = pytest.importorskip("torch")
@@ -52,14 +50,6 @@ model(torch.arange(6).reshape(2, 3)).sum().backward()
 run.log({"end": 1})
 run.finish()
 """
-
-
-@pytest.fixture(autouse=True)
-def _said_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(not_yet, "_said", set())
-    yield
-    while eventlog.run is not None:
-        eventlog.finish()
 
 
 def begin(root: Path) -> eventlog.Run:
