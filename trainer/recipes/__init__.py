@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import Settings
@@ -17,8 +17,8 @@ from trainer.errors import UnknownRecipe
 if TYPE_CHECKING:  # torch is imported when a recipe is loaded, not when recipes are listed
     from pathlib import Path
 
-    from trainer.chat import Chat
-    from trainer.loop import Problems
+    from trainer.collectors import Collector
+    from trainer.problems import Problems
     from trainer.tasks import Task
 
 SUMMARIES = {
@@ -26,16 +26,21 @@ SUMMARIES = {
 }
 
 
+def _none(settings: Any) -> Sequence[Collector]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Recipe:
     name: str
-    project: str  # the project of its runs, unless $WANDB_PROJECT names one
+    project: str  # the project of its runs, unless $WANDB_PROJECT or --wandb-project names one
     settings: type[Settings]
     quick: Mapping[str, Any]  # what --quick changes in the settings
-    task: Callable[[], Task]
-    problems: Callable[[Any, Path | None], Problems]
-    chat: Callable[[Any, Problems], Chat]
-    model: Callable[[Any, int], Any]  # (settings, vocabulary size), from torch's default generator
+    problems: Callable[[Any, Path | None], Problems]  # (settings, --data)
+    task: Callable[[Any], Task]  # (settings)
+    collectors: Callable[[Any], Sequence[Collector]] = _none  # (settings): what it logs beside the loop's own
+    tags: tuple[str, ...] = ("grpo",)
+    variables: Mapping[str, str] = field(default_factory=dict)  # environment variable → setting
 
 
 def load(name: str) -> Recipe:

@@ -16,12 +16,20 @@ from eventlog import Turn
 class Grade:
     reward: float
     metrics: dict[str, float] = field(default_factory=dict)
-    info: dict[str, Any] = field(
-        default_factory=dict
-    )  # for whoever reads the trajectory: what was expected, …
+    info: dict[str, Any] = field(default_factory=dict)
+    """For whoever reads the trajectory: what was expected, where the problem is from, what a judge said."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """The parts that `reward` is made of, by name."""
 
 
 class Task(Protocol):
+    """Each method may raise: the episode is then over, its trajectory has the exception, and no reward."""
+
+    tools: Sequence[dict[str, Any]]
+    """The JSON schemas (OpenAI's function format) that a pretrained model is told of."""
+    concurrency: int
+    """How many episodes may be answered and graded at once: more than 1 where that waits for a network."""
+
     def opening(self, problem: Any) -> list[Turn]:
         """Return the turns before the policy's first one."""
         ...
