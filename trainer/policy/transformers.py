@@ -129,3 +129,10 @@ def _draw(logits_BV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     else:
         ids_B = torch.multinomial(logprobs_BV.exp(), 1)[:, 0]
     return ids_B, logprobs_BV.gather(1, ids_B[:, None])[:, 0]
+
+
+def pretrained(name: str, dtype: str) -> PreTrainedModel:
+    """Return a causal language model by its Hugging Face name or from a directory, in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype)).eval()
