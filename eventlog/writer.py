@@ -173,6 +173,12 @@ class StreamWriter:
         seq, _, segment, _ = self._at
         return len(self._open) > (segment is not None) or (segment is not None and segment.synced_seq < seq)
 
+    @property
+    def unsynced_bytes(self) -> int:
+        """How much of the current segment waits for a `sync`, as far as it is remembered."""
+        segment = self._at[2]
+        return 0 if segment is None else len(segment.unsynced)
+
     def append(
         self, kind: str, data: Mapping[Any, Any], step: int | None = None, commit: bool = False
     ) -> bool:
