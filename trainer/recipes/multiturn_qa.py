@@ -28,6 +28,7 @@ class QASettings(Settings):
     warmup_problems: int = 2000
     max_turns: int = 3
     max_new_tokens: int = 4  # an answer is a word
+    split_words: bool = True
 
 
 def problems_for(settings: QASettings, data: Path | None) -> Problems:
