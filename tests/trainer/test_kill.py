@@ -11,25 +11,8 @@ import torch
 
 import eventlog
 from eventlog.reader import find_runs
+from tests.trainer.doubles import SMALL, write_problems
 from trainer import checkpoint
-
-SMALL = {
-    "steps": 8,
-    "rollouts_per_step": 4,
-    "group_size": 4,
-    "train_batch_size": 8,
-    "eval_size": 8,
-    "eval_interval": 2,
-    "checkpoint_interval": 2,
-    "warmup_problems": 20,
-    "warmup_max_steps": 20,
-    "warmup_target": 0,
-    "hidden": 16,
-    "layers": 1,
-    "lr": 1e-2,
-    "threads": 1,
-    "trajectory_table": "off",
-}
 
 
 def command(name, directory, *more):
@@ -43,9 +26,7 @@ def command(name, directory, *more):
 
 @pytest.fixture
 def directory(tmp_path):
-    (tmp_path / "train.jsonl").write_text(
-        "".join(f'{{"answer": "<<{a}+{b}={a + b}>>"}}\n' for a in range(1, 12) for b in range(1, 12))
-    )
+    write_problems(tmp_path / "train.jsonl")
     return tmp_path
 
 
@@ -97,6 +78,7 @@ def test_killed_anywhere_and_resumed_it_logs_and_learns_what_an_unbroken_one_doe
 
     whole, parts = run_dir(directory, "whole"), run_dir(directory, "parts")
     assert len(list(parts.glob("main-*"))) > 3  # it was killed, and more than once after it had begun
+    assert any("training_step/loss" in row for _, row in rows(whole))  # there was something to learn
     assert rows(parts) == rows(whole)
     assert trajectories(parts) == trajectories(whole)
     first = checkpoint.load_newest(directory / "whole", warn=pytest.fail)
