@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from transformers.cache_utils import Cache
 
 from trainer.errors import SettingsError
@@ -63,6 +63,11 @@ def tiny_qwen3(vocab_size: int, *, hidden: int, layers: int, max_tokens: int) ->
         pad_token_id=None,
     )
     return Qwen3ForCausalLM(config).float().eval()
+
+
+def pretrained(name: str, dtype: str) -> PreTrainedModel:
+    """Return a causal language model by its Hugging Face name or from a directory, in evaluation mode."""
+    return AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype)).eval()
 
 
 # --- scoring ----------------------------------------------------------------------------------------------------------
