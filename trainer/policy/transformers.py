@@ -38,6 +38,11 @@ from trainer.policy import Completion, TokenIds
 # Read in one forward, padding included: enough to keep a GPU busy, and few enough that the activations of a tiny model
 # stay in a CPU's caches.
 READ_AT_ONCE_TOKENS = 4096
+# Settings of models that do not see all columns, or whose logits are not the head's: they would be decoded wrongly.
+UNSUPPORTED = (
+    *("sliding_window", "attention_chunk_size"),
+    *("final_logit_softcapping", "logits_scaling", "logit_scale"),
+)
 
 
 def tiny_qwen3(vocab_size: int, *, hidden: int, layers: int, max_tokens: int) -> PreTrainedModel:
@@ -114,10 +119,9 @@ class TransformersEngine:
         _refuse_unless_supported(model)
         self._model = model
         self._body, self._head = _body_and_head(model)
-        parameters = inspect.signature(self._body.forward).parameters
-        self._cache_argument = (
-            "cache" if "cache" in parameters else "past_key_values"
-        )  # transformers ≥ 5.2x or older
+        # Renamed in the course of transformers 5.
+        names = inspect.signature(self._body.forward).parameters
+        self._cache_argument = "cache" if "cache" in names else "past_key_values"
         # In bfloat16, a token read alone and one read among others differ in the second digit.
         self.exact = all(parameter.dtype == torch.float32 for parameter in model.parameters())
         self._kept: _Kept | None = None
@@ -203,10 +207,8 @@ class TransformersEngine:
                 return
             if n_on < n:
                 # Each unfinished row from the back takes the place of a finished one in front.
-                finished, unfinished = (
-                    (~goes_on_B[:n_on]).nonzero()[:, 0],
-                    goes_on_B[n_on:].nonzero()[:, 0] + n_on,
-                )
+                finished = (~goes_on_B[:n_on]).nonzero()[:, 0]
+                unfinished = goes_on_B[n_on:].nonzero()[:, 0] + n_on
                 cache.swap(finished, unfinished, int(lengths_B[:n].max()))
                 for of_row_B in (ids_B, places_B, lengths_B):
                     of_row_B[finished], of_row_B[unfinished] = of_row_B[unfinished], of_row_B[finished]
@@ -288,13 +290,7 @@ def _changes(model: Any) -> int:
 
 def _refuse_unless_supported(model: Any) -> None:
     config = model.config.get_text_config()
-    for name in (
-        "sliding_window",
-        "attention_chunk_size",
-        "final_logit_softcapping",
-        "logits_scaling",
-        "logit_scale",
-    ):
+    for name in UNSUPPORTED:
         if getattr(config, name, None) is not None:
             raise SettingsError(
                 f"the engine 'transformers' cannot decode {config.model_type!r} models that have a {name}: it knows full "
@@ -354,14 +350,16 @@ class _Kept:
         return min(plans, key=_Plan.n_new)
 
 
-class _Cache(Cache):
+class _Cache(Cache):  # type: ignore[misc]  # transformers brings no types
     """Keys and values, layer by layer: row r, column c has those of token c of sequence r.
 
     What stands behind the last token of a row is finite, and not seen.
     """
 
     def __init__(self, n_rows: int, n_columns: int) -> None:
-        self.layers = []  # transformers asks them about masks and positions, which it is given instead
+        self.layers: list[
+            Any
+        ] = []  # transformers asks them about masks and positions, which it is given instead
         self._n_rows = n_rows
         self._n_columns = n_columns + 1  # the last one takes what padding writes
         # Of each layer, keys and values: row, head, column, channel. Attention reads along a row and head.
