@@ -366,7 +366,7 @@ def test_a_model_that_does_not_see_all_tokens_is_refused(options):
         vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=1, **options
     )
 
-    with pytest.raises(SettingsError, match="'mistral' models that have a sliding_window.*Choose another"):
+    with pytest.raises(SettingsError, match=r"'mistral' models that have a sliding_window.*Choose another"):
         engine_of(MistralForCausalLM(config))
 
 
