@@ -17,9 +17,7 @@ def at(batch):
 
 def rewards(mean, n=64):
     """Groups of two, half a point around the mean: never equal within a group."""
-    return [
-        Trajectory([], reward=mean + (0.5 if i % 2 else -0.5), group=str(i // 2)) for i in range(n)
-    ]
+    return [Trajectory([], reward=mean + (0.5 if i % 2 else -0.5), group=str(i // 2)) for i in range(n)]
 
 
 def titles(monitor):

@@ -40,6 +40,8 @@ _ENVIRONMENT = {
 }
 _ARGUMENTS = (
     *("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "64"),
+    # Few, so that prompts are read in parts, as they are where there are many of them.
+    *("--max-num-batched-tokens", "256"),
     *("--enable-lora", "--max-lora-rank", "32", "--max-loras", "1"),
     *("--logprobs-mode", "processed_logprobs"),
 )

@@ -11,6 +11,8 @@ Invariants
 * Sampling is plain: what a model's `generation_config.json` says of top-k, penalties or end tokens is overruled.
 * Log-probs are those of the distribution that was drawn from. vLLM's are by default those before the temperature, and
   no request can ask for others: a server that has only these is refused, unless the temperature is 1.
+* The server draws from a generator of its own: a resumed run does not draw the same again. (A seed in each request would
+  end a server on the CPU: vLLM 0.32 dies of one as soon as it reads a prompt in two parts.)
 * A request takes `timeout_s` at most. A server that does not answer costs errors, never an exception; each call begins
   anew, with the adapter loaded again if the server has lost it.
 
@@ -34,8 +36,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from trainer.errors import SettingsError
 from trainer.policy import Completion, TokenIds
@@ -126,21 +126,17 @@ class VLLMEngine:
             self._make_sure_of_the_adapter()
         except _Failed as error:
             return [Completion([], [], str(error)) for _ in prompts]
-        # Drawn here: a checkpoint that restores torch's generator restores them. Greedy decoding leaves it alone.
-        seeds: list[int | None] = [None] * len(prompts)
-        if temperature:
-            seeds = torch.randint(2**31, (len(prompts),)).tolist()
         gave_up = threading.Event()
 
-        def ask(prompt: TokenIds, seed: int | None) -> Completion:
-            request = self._request(prompt, max_new, temperature) | {"seed": seed}
+        def ask(prompt: TokenIds) -> Completion:
+            request = self._request(prompt, max_new, temperature)
             try:
                 return _completion_of(self._server.ask("POST", "/v1/completions", request, gave_up))
             except _Failed as error:
                 return Completion([], [], str(error))
 
         with ThreadPoolExecutor(min(self._concurrency, len(prompts))) as pool:
-            completions = list(pool.map(ask, prompts, seeds))
+            completions = list(pool.map(ask, prompts))
         # It may be another server now, that knows nothing of an adapter.
         self._in_doubt = self._in_doubt or any(completion.error for completion in completions)
         return completions
