@@ -275,10 +275,16 @@ def _create(path: Path) -> BinaryIO:
 
 
 def _digest(records: Sequence[Record]) -> bytes:
-    rows = [
-        (r.seq, r.time_us, r.kind, r.step, r.commit, r.data, sorted(r.lossy, key=repr) if r.lossy else None)
-        for r in records
-    ]
+    """Return what only these records in this order have."""
+    # The names of the keys once for all records that have them: they are most of the bytes, and of the time.
+    shapes: dict[tuple[str, ...], list[Any]] = {}
+    for r in records:
+        shape = r.kind, *r.data
+        if shape not in shapes:
+            shapes[shape] = []
+        lossy = sorted(r.lossy, key=repr) if r.lossy else None
+        shapes[shape] += r.seq, r.time_us, r.step, r.commit, lossy, *r.data.values()
     # Unlike JSON it tells all values apart: NaN and None, 1 and 1.0, 0.0 and -0.0. Version 2 has no references, so that
     # equal values are equal bytes.
+    rows = [[record.seq for record in records], list(shapes.items())]
     return hashlib.blake2b(marshal.dumps(rows, 2), digest_size=16).digest()
