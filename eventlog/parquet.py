@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import marshal
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -187,7 +186,7 @@ class Writing:
         self._dir = piece_dir
         self._header = header
         self._columns = schema(header.stream).names
-        self._path = piece_dir / f"{TEMPORARY}{secrets.token_hex(4)}"
+        self._path = piece_dir / f"{TEMPORARY}{os.urandom(4).hex()}"
         self._file = _create(self._path)
         self._writer = pq.ParquetWriter(
             self._file,
