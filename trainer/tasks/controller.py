@@ -1,6 +1,6 @@
 """Choosing, for each sample and its latency budget, how much of an adaptive model to run.
 
-    Sample: chain, 14 links in 64 tokens. Budget: 40 percent. …     depth 3 exit 0.8 tokens 16
+    Sample: 14 links in 64 tokens. Budget: 45 percent … Family: chain     depth 3 exit 0.8 tokens 16
 
 The policy reads what is known of a sample before it is run, and writes the three knobs as its one turn. The adaptive
 model (`trainer.adaptive`) then answers the sample with these knobs, and
@@ -16,8 +16,9 @@ Invariants
 * A turn without knobs within their bounds is a decision too: no answer (accuracy 0) for the full model's latency,
   counted by `unparsable`.
 * The same knobs on the same sample have the same reward (the latency is the testbed's, one for each kind of run).
-* Demonstrations show the form, and not what to choose: knobs at random, the whole model the most often. To find what
-  they earn is what training is for. So a warm-up has a number of steps, not a target.
+* Demonstrations follow a rule of thumb that knows no budget: a layer more than the family's longest chain, all tokens,
+  no exit; and some knobs at random, so that a group has something to compare. Accurate and dear: what to spend is for
+  the training to find. So a warm-up has a number of steps, not a target.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from eventlog import Turn
-from trainer.adaptive import N_TOKENS, Knobs, Sample, Testbed, draw_sample
+from trainer.adaptive import FAMILIES, N_TOKENS, Knobs, Sample, Testbed, draw_sample
 from trainer.tasks import Grade
 
 # A latency twice the budget or more is penalised alike: one wild decision should not outweigh a group.
 OVERRUN_MAX = 2.0
 
-EXITS = ("0.5", "0.8", "0.95", "1")
+EXITS = ("0.5", "0.8", "0.9", "1")
 TOKENS = (8, 16, 24, 32, 64)
-# Of a demonstration: how often the last, dearest value of a knob is shown; the others share the rest.
-FULL_SHARE = 0.4
+# Of the knobs that are demonstrated; the others follow the rule of thumb.
+RANDOM_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,12 @@ class ControllerTask:
         return [
             Turn(
                 role="user",
-                content=f"Sample: {sample.family}, {sample.n_links} links in {len(sample.tokens)} tokens. "
-                f"Budget: {problem.budget_percent} percent of the full model's latency. "
-                f"Choose its depth (1 to {self._n_layers} layers), the confidence at which a layer's answer is taken "
-                f"(up to 1: never), and how many tokens are kept (1 to {N_TOKENS}). Write only, for example: "
-                "depth 2 exit 0.8 tokens 16",
+                # What differs stands last and near to the answer, where a tiny model learns soonest to look.
+                content=f"Choose how much of an adaptive model to run: its depth (1 to {self._n_layers} layers), the "
+                "confidence at which a layer's answer is taken (up to 1: never), and how many tokens are kept (1 to "
+                f"{N_TOKENS}). Write only, for example: depth 2 exit 0.8 tokens 16\n"
+                f"Sample: {sample.n_links} links in {len(sample.tokens)} tokens. "
+                f"Budget: {problem.budget_percent} percent of the full latency. Family: {sample.family}",
             )
         ]
 
@@ -137,10 +139,10 @@ class ControllerTask:
 
     def demonstrate(self, problem: Problem) -> list[Turn]:
         rng = random.Random(f"demonstration {self._seed} {problem}")
-        depth = _mostly_last(rng, range(1, self._n_layers + 1))
-        said = f"depth {depth} exit {_mostly_last(rng, EXITS)} tokens {_mostly_last(rng, TOKENS)}"
+        depths = range(1, self._n_layers + 1)
+        enough = min(FAMILIES[problem.sample.family][1] + 1, self._n_layers)
+        depth = rng.choice(depths) if rng.random() < RANDOM_SHARE else enough
+        exit_at = rng.choice(EXITS) if rng.random() < RANDOM_SHARE else EXITS[-1]
+        tokens = rng.choice(TOKENS) if rng.random() < RANDOM_SHARE else TOKENS[-1]
+        said = f"depth {depth} exit {exit_at} tokens {tokens}"
         return [*self.opening(problem), Turn(role="assistant", content=said)]
-
-
-def _mostly_last(rng: random.Random, values: Sequence[Any]) -> Any:
-    return values[-1] if rng.random() < FULL_SHARE else rng.choice(values[:-1] or values)
