@@ -35,11 +35,12 @@ __all__ = ["connect", "refresh"]
 # A training node's other cores are for training; and each thread may buffer two lines of the longest kind.
 _THREADS_MAX = 8
 
-_TRAJECTORY = """STRUCT(id VARCHAR, "group" VARCHAR, reward DOUBLE, advantage DOUBLE,
+_TRAJECTORY = """STRUCT(id VARCHAR, "group" VARCHAR, reward DOUBLE, advantage DOUBLE, rewards JSON,
     turns STRUCT(role VARCHAR, content VARCHAR, tool_call_id VARCHAR, duration_s DOUBLE,
+        prompt_tokens BIGINT, completion_tokens BIGINT,
         tool_calls STRUCT(id VARCHAR, name VARCHAR, arguments JSON, result VARCHAR, error VARCHAR, duration_s DOUBLE)[])[],
     token_ids BIGINT[], metrics JSON, prompt_tokens BIGINT, completion_tokens BIGINT,
-    started_us BIGINT, duration_s DOUBLE, exception VARCHAR, info JSON)"""
+    policy_version BIGINT, stop_reason VARCHAR, started_us BIGINT, duration_s DOUBLE, exception VARCHAR, info JSON)"""
 # The views that read files: name, stream, and the type that `data` is read as; of a sealed stream there is one.
 _SOURCES = (
     ("live_events", "events", "JSON"),
@@ -55,16 +56,19 @@ _CELL = {"nth": "INTEGER", "key": "VARCHAR", "value": "DOUBLE", "int": "BIGINT",
 _REST = {"json": "VARCHAR", "as_text": "VARCHAR"}
 _SEALED_TURNS = """STRUCT(role VARCHAR, content VARCHAR,
     tool_calls STRUCT(id VARCHAR, name VARCHAR, arguments VARCHAR, result VARCHAR, error VARCHAR, duration_s DOUBLE)[],
-    tool_call_id VARCHAR, duration_s DOUBLE)[]"""
+    tool_call_id VARCHAR, duration_s DOUBLE, prompt_tokens BIGINT, completion_tokens BIGINT)[]"""
 _SEALED_TRAJECTORY = {
     "id": "VARCHAR",
     '"group"': "VARCHAR",
     "reward": "DOUBLE",
     "advantage": "DOUBLE",
+    "rewards": "VARCHAR",
     "turns": _SEALED_TURNS,
     "metrics": "VARCHAR",
     "prompt_tokens": "BIGINT",
     "completion_tokens": "BIGINT",
+    "policy_version": "BIGINT",
+    "stop_reason": "VARCHAR",
     "started_us": "BIGINT",
     "duration_s": "DOUBLE",
     "exception": "VARCHAR",
@@ -72,6 +76,7 @@ _SEALED_TRAJECTORY = {
     "token_ids": "BIGINT[]",
     "mask": "TINYINT[]",
     "logprobs": "DOUBLE[]",
+    "ref_logprobs": "DOUBLE[]",
 }
 _SEALED = {
     "events": {**_RECORD, **_CELL, **_REST},

@@ -49,13 +49,14 @@ FROM internal.live_trajectories_as_json
 UNION ALL
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, 'trajectories', seq, time, kind, step, commit, as_text,
-    coalesce(json::JSON, to_json({id: id, "group": "group", reward: reward, advantage: advantage,
+    coalesce(json::JSON, to_json({id: id, "group": "group", reward: reward, advantage: advantage, rewards: rewards::JSON,
         turns: list_transform(turns, lambda turn: {role: turn.role, content: turn.content,
             tool_calls: internal.with_arguments(turn.tool_calls), tool_call_id: turn.tool_call_id,
-            duration_s: turn.duration_s}),
-        metrics: metrics::JSON, prompt_tokens: prompt_tokens, completion_tokens: completion_tokens, started_us: started_us,
-        duration_s: duration_s, exception: exception, info: info::JSON, token_ids: token_ids, mask: mask,
-        logprobs: logprobs}))
+            duration_s: turn.duration_s, prompt_tokens: turn.prompt_tokens, completion_tokens: turn.completion_tokens}),
+        metrics: metrics::JSON, prompt_tokens: prompt_tokens, completion_tokens: completion_tokens,
+        policy_version: policy_version, stop_reason: stop_reason, started_us: started_us, duration_s: duration_s,
+        exception: exception, info: info::JSON, token_ids: token_ids, mask: mask, logprobs: logprobs,
+        ref_logprobs: ref_logprobs}))
 FROM internal.sealed_trajectories
 UNION ALL
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
@@ -214,20 +215,21 @@ CREATE VIEW internal.trajectories AS
 SELECT run_dir, writer, seq, time, kind, step, data FROM internal.live_trajectories
 UNION ALL
 SELECT run_dir, writer, seq, time, kind, step, CASE WHEN json IS NOT NULL THEN internal.trajectory_of(json) ELSE {
-    id: id, "group": "group", reward: reward, advantage: advantage,
+    id: id, "group": "group", reward: reward, advantage: advantage, rewards: rewards::JSON,
     turns: list_transform(turns, lambda turn: {role: turn.role, content: turn.content, tool_call_id: turn.tool_call_id,
-        duration_s: turn.duration_s, tool_calls: internal.with_arguments(turn.tool_calls)}),
+        duration_s: turn.duration_s, prompt_tokens: turn.prompt_tokens, completion_tokens: turn.completion_tokens,
+        tool_calls: internal.with_arguments(turn.tool_calls)}),
     token_ids: token_ids, metrics: metrics::JSON, prompt_tokens: prompt_tokens, completion_tokens: completion_tokens,
-    started_us: started_us, duration_s: duration_s, exception: exception, info: info::JSON} END
+    policy_version: policy_version, stop_reason: stop_reason, started_us: started_us, duration_s: duration_s, exception: exception, info: info::JSON} END
 FROM internal.sealed_trajectories;
 
 CREATE VIEW trajectories AS
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, seq, step, time, data.id AS id, data."group" AS "group", data.reward AS reward,
-    data.advantage AS advantage, len(data.turns) AS n_turns, len(data.token_ids) AS n_tokens,
+    data.advantage AS advantage, data.rewards AS rewards, len(data.turns) AS n_turns, len(data.token_ids) AS n_tokens,
     data.prompt_tokens AS prompt_tokens, data.completion_tokens AS completion_tokens,
     internal.moment(data.started_us) AS started, data.duration_s AS duration_s, data.exception AS exception,
-    data.metrics AS metrics, data.info AS info
+    data.policy_version AS policy_version, data.stop_reason AS stop_reason, data.metrics AS metrics, data.info AS info
 FROM internal.trajectories
 WHERE kind = 'trajectory';
 
@@ -241,7 +243,8 @@ WHERE kind = 'trajectory';
 CREATE VIEW messages AS
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, seq, trajectory_id, step, time, turn, message.role AS role, message.content AS content,
-    to_json(message.tool_calls) AS tool_calls, message.tool_call_id AS tool_call_id, message.duration_s AS duration_s
+    to_json(message.tool_calls) AS tool_calls, message.tool_call_id AS tool_call_id,
+    message.prompt_tokens AS prompt_tokens, message.completion_tokens AS completion_tokens, message.duration_s AS duration_s
 FROM internal.turns;
 
 -- The tool calls of their turns, one row each; `call` counts from 0 in its turn.

@@ -52,16 +52,21 @@ _TURN: dict[str, _Types] = {
     "tool_calls": _LIST,
     "tool_call_id": _STR,
     "duration_s": _FLOAT,
+    "prompt_tokens": _INT,
+    "completion_tokens": _INT,
 }
 _TRAJECTORY: dict[str, _Types] = {
     "id": _STR,
     "group": _STR,
     "reward": _FLOAT,
     "advantage": _FLOAT,
+    "rewards": None,
     "turns": _LIST,
     "metrics": None,
     "prompt_tokens": _INT,
     "completion_tokens": _INT,
+    "policy_version": _INT,
+    "stop_reason": _STR,
     "started_us": _INT,
     "duration_s": _FLOAT,
     "exception": _STR,
@@ -69,8 +74,9 @@ _TRAJECTORY: dict[str, _Types] = {
     "token_ids": _LIST,
     "mask": _LIST,
     "logprobs": _LIST,
+    "ref_logprobs": _LIST,
 }
-_NUMBERS = {"token_ids": int, "mask": int, "logprobs": float}
+_NUMBERS = {"token_ids": int, "mask": int, "logprobs": float, "ref_logprobs": float}
 _ANYTHING = [name for name, types in _TRAJECTORY.items() if types is None]
 
 
@@ -99,7 +105,8 @@ def schema(stream: str) -> pa.Schema:
     arrow = {_STR: pa.string(), _FLOAT: pa.float64(), _INT: pa.int64(), None: pa.string()}
     call = pa.struct([(name, arrow[types]) for name, types in _CALL.items()])
     turn = pa.struct([(name, arrow.get(types, pa.list_(call))) for name, types in _TURN.items()])
-    lists = {"turns": turn, "token_ids": pa.int64(), "mask": pa.int8(), "logprobs": pa.float64()}
+    lists = {"turns": turn, "token_ids": pa.int64(), "mask": pa.int8()}
+    lists |= dict.fromkeys(("logprobs", "ref_logprobs"), pa.float64())
     fields = [
         pa.field(name, pa.list_(lists[name]) if name in lists else arrow[types])
         for name, types in _TRAJECTORY.items()

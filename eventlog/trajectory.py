@@ -3,8 +3,8 @@
 Invariants
 ----------
 * A record's `data` has every field of the dataclass, under its name, also those that are not known (null).
-* `logprobs` has one number for each 1 in `mask`, and `mask` one digit for each token id: said here, checked by whoever
-  makes one.
+* `logprobs` has one number for each 1 in `mask`, `ref_logprobs` too or none, and `mask` one digit for each token id: said
+  here, checked by whoever makes one.
 
 There is no file here; nothing is counted, scored or tokenised.
 """
@@ -39,6 +39,9 @@ class Turn:
     tool_calls: list[ToolCall] = field(default_factory=list)
     tool_call_id: str | None = None
     duration_s: float | None = None
+    prompt_tokens: int | None = None
+    """What the policy read to write this turn, and how much it wrote; of its own turns only."""
+    completion_tokens: int | None = None
 
 
 @dataclass(slots=True)
@@ -55,10 +58,19 @@ class Trajectory:
     mask: list[int] = field(default_factory=list)
     """1 where the token was sampled by the policy."""
     logprobs: list[float] = field(default_factory=list)
-    """One for each sampled token, in order."""
+    """One for each sampled token, in order: of the distribution that it was drawn from."""
+    ref_logprobs: list[float] = field(default_factory=list)
+    """The same of the reference policy, if there is one."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """What `reward` is made of, by name."""
     metrics: dict[str, float] = field(default_factory=dict)
     prompt_tokens: int | None = None
+    """Of all its turns together; so is `completion_tokens`."""
     completion_tokens: int | None = None
+    policy_version: int | None = None
+    """How many optimiser steps the policy had taken that sampled it."""
+    stop_reason: str | None = None
+    """Why it ended: `done`, `max_turns`, `max_tokens` (no room for another turn), `length` (a turn without an end), `exception`."""
     started_us: int | None = None
     duration_s: float | None = None
     exception: str | None = None
@@ -74,10 +86,13 @@ def encode_trajectory(trajectory: Trajectory) -> tuple[bytes, list[TextMark]]:
             "group": trajectory.group,
             "reward": trajectory.reward,
             "advantage": trajectory.advantage,
+            "rewards": trajectory.rewards,
             "turns": [_turn(turn) for turn in trajectory.turns],
             "metrics": trajectory.metrics,
             "prompt_tokens": trajectory.prompt_tokens,
             "completion_tokens": trajectory.completion_tokens,
+            "policy_version": trajectory.policy_version,
+            "stop_reason": trajectory.stop_reason,
             "started_us": trajectory.started_us,
             "duration_s": trajectory.duration_s,
             "exception": trajectory.exception,
@@ -85,7 +100,12 @@ def encode_trajectory(trajectory: Trajectory) -> tuple[bytes, list[TextMark]]:
         }
     )
     tokens, more_marks = encode_data(
-        {"token_ids": trajectory.token_ids, "mask": trajectory.mask, "logprobs": trajectory.logprobs}
+        {
+            "token_ids": trajectory.token_ids,
+            "mask": trajectory.mask,
+            "logprobs": trajectory.logprobs,
+            "ref_logprobs": trajectory.ref_logprobs,
+        }
     )
     return b"%b,%b" % (described[:-1], tokens[1:]), marks + more_marks
 
@@ -97,6 +117,8 @@ def _turn(turn: Turn) -> dict[str, Any]:
         "tool_calls": [_call(call) for call in turn.tool_calls],
         "tool_call_id": turn.tool_call_id,
         "duration_s": turn.duration_s,
+        "prompt_tokens": turn.prompt_tokens,
+        "completion_tokens": turn.completion_tokens,
     }
 
 
