@@ -17,9 +17,10 @@ real: the numbers add up, the answer to two hops stands in the text, the code is
 from __future__ import annotations
 
 import json
+import math
 import random
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,106 +229,98 @@ def _distinct(source: str, make_one: Callable[[random.Random], Problem], n: int,
     return list(problems.values())
 
 
-_NAMES = "Tom Ann Sam Eva Max Ida Ben Mia".split()
-_THINGS = "apples books coins pens eggs cards".split()
+_NAMES = "Tom Ann Sam Eva".split()
+_THINGS = "apples books coins".split()
 
 
 def _gsm8k(rng: random.Random) -> Problem:
     name, things = rng.choice(_NAMES), rng.choice(_THINGS)
-    a, b, c = (rng.randint(2, 9) for _ in range(3))
-    question = f"{name} has {a} {things} and buys {b} more"
-    steps = [f"{a}+{b}={a + b}"]
-    answer = a + b
+    a, b = rng.randint(1, 4), rng.randint(1, 4)
+    question, steps, answer = f"{name} has {a} {things} and buys {b} more", [f"{a}+{b}={a + b}"], a + b
     if rng.random() < 0.5:
+        c = rng.randint(1, min(3, answer))
         question += f", then gives away {c}"
         steps.append(f"{answer}-{c}={answer - c}")
         answer -= c
     return Problem(
-        "gsm8k",
-        f"{question}. How many {things} are there now?",
-        str(answer),
-        f"{' '.join(steps)}\n#### {answer}",
+        "gsm8k", f"{question}. How many {things} are there now?", str(answer), f"{' '.join(steps)}\n#### {answer}"
     )
 
 
 def _math(rng: random.Random) -> Problem:
-    if rng.random() < 0.5:
-        a, x = rng.randint(1, 9), rng.randint(1, 19)
-        return Problem("math", f"Solve x + {a} = {a + x}.", str(x), f"x = {a + x}-{a} = \\boxed{{{x}}}")
-    d = rng.randint(3, 12)
-    a = rng.randint(1, d - 2)
-    b = rng.randint(1, d - 1 - a)
-    # The reference is in lowest terms, the demonstration is not: whether they are equal is what a judge decides.
-    common = next(k for k in range(d, 0, -1) if (a + b) % k == 0 and d % k == 0)
-    return Problem(
-        "math", f"Add {a}/{d} and {b}/{d}.", f"{(a + b) // common}/{d // common}", f"\\boxed{{{a + b}/{d}}}"
+    d = rng.randint(3, 9)
+    b = rng.randint(2, d - 1)
+    a = rng.randint(1, b - 1)
+    plus, minus = f"{a}+{b - a}={b}", f"{b}-{a}={b - a}"
+    # A sum's reference is in lowest terms, its demonstration is not: whether they are equal is what a judge decides.
+    return rng.choice(
+        [
+            Problem("math", f"Solve x + {a} = {b}.", str(b - a), f"{minus}\n\\boxed{{{b - a}}}"),
+            Problem("math", f"Add {a}/{d} and {b - a}/{d}.", _lowest(b, d), f"{plus}\n\\boxed{{{b}/{d}}}"),
+            Problem("math", f"Take {a}/{d} from {b}/{d}.", _lowest(b - a, d), f"{minus}\n\\boxed{{{b - a}/{d}}}"),
+        ]
     )
 
 
-_FIRST = "Old New Red Low".split()
-_SECOND = "Bay Hill Mill Port".split()
+def _lowest(numerator: int, denominator: int) -> str:
+    common = math.gcd(numerator, denominator)
+    return f"{numerator // common}/{denominator // common}"
+
+
+_CHAINS = (
+    ("cat", "in room", "Room", "on floor"),
+    ("key", "in box", "Box", "on shelf"),
+    ("letter", "in bag", "Bag", "on desk"),
+)
 
 
 def _hotpotqa(rng: random.Random) -> Problem:
-    people = rng.sample(_NAMES, 3)
-    countries = rng.sample(_COUNTRIES, 3)
-    towns = [
-        f"{first} {second}"
-        for first, second in zip(rng.sample(_FIRST, 3), rng.choices(_SECOND, k=3), strict=True)
-    ]
-    facts = [f"{person} is from {country}." for person, country in zip(people, countries, strict=True)]
-    facts += [f"The capital of {country} is {town}." for country, town in zip(countries, towns, strict=True)]
+    facts, asked = [], []
+    for thing, place, again, higher in rng.sample(_CHAINS, 2):
+        i, j = rng.randint(1, 9), rng.randint(1, 9)
+        hops = [f"The {thing} is {place} {i}.", f"{again} {i} is {higher} {j}."]
+        facts += hops
+        kind = higher.removeprefix("on ")
+        asked.append((f"Which {kind} is the {thing} on?", f"{kind} {j}", hops))
     rng.shuffle(facts)
-    asked = rng.randrange(3)
-    return Problem(
-        "hotpotqa",
-        "\n".join([*facts, f"What is the capital of the country that {people[asked]} is from?"]),
-        towns[asked],
-        f"{people[asked]} is from {countries[asked]}.\nAnswer: {towns[asked]}",
-    )
+    question, answer, hops = asked[0]
+    return Problem("hotpotqa", "\n".join([*facts, question]), answer, f"{' '.join(hops)}\nAnswer: {answer}")
 
 
-_COUNTRIES = "Arland Belmar Corvia Dunmor Estova Farhold".split()
-
-_PLACES = {
-    "a fish": "sea",
-    "a bird": "nest",
-    "a cow": "farm",
-    "a book": "library",
-    "a pilot": "plane",
-    "a teacher": "school",
-    "a doctor": "hospital",
-    "a king": "castle",
-    "a baker": "bakery",
-    "a tree": "forest",
-    "sand": "beach",
-    "snow": "mountain",
+_EVERYDAY = {
+    "legs does a dog have": 4,
+    "legs does an ant have": 6,
+    "legs does a spider have": 8,
+    "wheels does a bicycle have": 2,
+    "wheels does a tricycle have": 3,
+    "fingers does a hand have": 5,
+    "days does a week have": 7,
+    "noses does a face have": 1,
+    "lives does a cat have": 9,
 }
-_CAPITALS = {
-    "France": "Paris",
-    "Spain": "Madrid",
-    "Italy": "Rome",
-    "Japan": "Tokyo",
-    "Peru": "Lima",
-    "Norway": "Oslo",
-    "Egypt": "Cairo",
-    "Kenya": "Nairobi",
-    "Cuba": "Havana",
-    "Poland": "Warsaw",
-    "Greece": "Athens",
-    "Austria": "Vienna",
+_SCIENCE = {
+    "protons does helium have": 2,
+    "protons does lithium have": 3,
+    "protons does carbon have": 6,
+    "protons does fluorine have": 9,
+    "planets does the sun have": 8,
+    "moons does the earth have": 1,
+    "chambers does a heart have": 4,
+    "sides does a pentagon have": 5,
+    "continents does the earth have": 7,
 }
 
 
-def _choice(
-    source: str, form: str, facts: Mapping[str, str], n_choices: int
-) -> Callable[[random.Random], Problem]:
+def _choice(source: str, facts: Mapping[str, int], n_choices: int) -> Callable[[random.Random], Problem]:
     def make_one(rng: random.Random) -> Problem:
-        key = rng.choice(list(facts))
-        others = [value for value in facts.values() if value != facts[key]]
-        choices = rng.sample([facts[key], *rng.sample(others, n_choices - 1)], n_choices)
-        letter = LETTERS[choices.index(facts[key])]
-        return Problem(source, form.format(key), letter, f"Answer: {letter}", tuple(choices))
+        asked, number = rng.choice(list(facts.items()))
+        others = [other for other in range(1, 10) if other != number]
+        # In order, as such options mostly are: the fact alone makes some letters likelier than others.
+        choices = sorted([number, *rng.sample(others, n_choices - 1)])
+        letter = LETTERS[choices.index(number)]
+        return Problem(
+            source, f"How many {asked}?", letter, f"Answer: {letter}", tuple(str(choice) for choice in choices)
+        )
 
     return make_one
 
@@ -341,23 +334,26 @@ _CODE: dict[str, tuple[str, Callable[[int, int], int]]] = {
     "the smaller of {a} and {b}": ("min({a}, {b})", lambda a, b: min(a, b)),
     "{a} squared, plus {b}": ("{a} * {a} + {b}", lambda a, b: a * a + b),
 }
-_VARIABLES = "a b c d m n p q x y".split()
-_FUNCTIONS = "solve run compute apply f g".split()
 
 
 def _humaneval(rng: random.Random) -> Problem:
     words, (code, compute) = rng.choice(list(_CODE.items()))
-    a, b = rng.sample(_VARIABLES, 2)
-    name = rng.choice(_FUNCTIONS)
-    solution = f"    return {code.format(a=a, b=b)}\n"
-    checks = [f"    assert candidate({x}, {y}) == {compute(x, y)}\n" for x, y in _NUMBERS]
+    letter = rng.choice("xyz")
+    given = rng.sample(range(1, 10), 2)
+    a, b = (f"{letter}{number}" for number in rng.sample(given, 2))
+    arguments = ", ".join(f"{letter}{number}" for number in given)
+    checks = [
+        f"    assert candidate({letter}{given[0]}={x}, {letter}{given[1]}={y}) == "
+        f"{compute(x, y) if a.endswith(str(given[0])) else compute(y, x)}\n"
+        for x, y in _NUMBERS
+    ]
     return Problem(
         "humaneval",
-        f'def {name}({a}, {b}):\n    """Return {words.format(a=a, b=b)}."""\n',
-        solution,
-        solution,
+        f'def solve({arguments}):\n    """Return {words.format(a=a, b=b)}."""\n',
+        f"    return {code.format(a=a, b=b)}",
+        f"    return {code.format(a=a, b=b)}",
         test="def check(candidate):\n" + "".join(checks),
-        entry_point=name,
+        entry_point="solve",
     )
 
 
@@ -366,6 +362,60 @@ _MAKERS: dict[str, Callable[[random.Random], Problem]] = {
     "math": _math,
     "hotpotqa": _hotpotqa,
     "humaneval": _humaneval,
-    "commonsenseqa": _choice("commonsenseqa", "Where would you find {}?", _PLACES, 5),
-    "mmlu": _choice("mmlu", "Which city is the capital of {}?", _CAPITALS, 4),
+    "commonsenseqa": _choice("commonsenseqa", _EVERYDAY, 5),
+    "mmlu": _choice("mmlu", _SCIENCE, 4),
 }
+
+
+# --- mixing -----------------------------------------------------------------------------------------------------------
+
+
+def parse_ratios(text: str) -> dict[str, float]:
+    """Return {domain: share}, shares adding up to 1, or raise `ValueError` saying what is wrong.
+
+    >>> parse_ratios("math=2, qa=2, code=1")
+    {'math': 0.4, 'qa': 0.4, 'code': 0.2}
+    """
+    domains = list(dict.fromkeys(DOMAINS.values()))
+    ratios: dict[str, float] = {}
+    for part in text.split(","):
+        domain, _, share = (word.strip() for word in part.partition("="))
+        if domain not in domains:
+            raise ValueError(f"{domain!r} is no domain; they are {', '.join(domains)}")
+        try:
+            ratios[domain] = float(share)
+        except ValueError:
+            raise ValueError(f"the share of {domain!r} is {share!r}, not a number") from None
+        if not 0.0 <= ratios[domain] < float("inf"):
+            raise ValueError(f"the share of {domain!r} is {share!r}; it must be at least 0, and finite")
+    total = sum(ratios.values())
+    if total <= 0.0:
+        raise ValueError("all shares are 0")
+    return {domain: share / total for domain, share in ratios.items()}
+
+
+def draw(
+    pools: Mapping[str, Sequence[Problem]], ratios: Mapping[str, float], batch_step: int, n: int, seed: int
+) -> list[Problem]:
+    """Return the `n` problems of a rollout batch: of each domain its share, and of a domain's sources the same number.
+
+    A count that is no whole number is rounded up in some batches and down in others, so that the shares hold in the
+    long run. Within a batch no problem comes twice while its source has others. A function of its arguments.
+    """
+    rng = random.Random(f"mixture {seed} {batch_step}")
+    sources = [source for source in SOURCES if pools.get(source) and ratios.get(DOMAINS[source], 0.0) > 0.0]
+    of_domain = Counter(DOMAINS[source] for source in sources)
+    shares = [ratios[DOMAINS[source]] / of_domain[DOMAINS[source]] for source in sources]
+    # Points at even distances over the sources laid end to end, from a random start.
+    step, end = sum(shares) / n, 0.0
+    start, taken = rng.random() * step, 0
+    chosen: list[Problem] = []
+    for i, (source, share) in enumerate(zip(sources, shares, strict=True)):
+        end += share
+        upto = n if i == len(sources) - 1 else min(n, math.ceil((end - start) / step))
+        pool, count = pools[source], max(0, upto - taken)
+        full, rest = divmod(count, len(pool))
+        chosen += [*pool] * full + rng.sample(list(pool), rest)
+        taken += count
+    rng.shuffle(chosen)
+    return chosen

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # torch is imported when a recipe is loaded, not when recipes
 
 SUMMARIES = {
     "calculator": "GSM8K's arithmetic by multi-turn calculator calls; a tiny Qwen3 on the CPU, in about a minute",
+    "mixture_judge": "six sources by domain ratios, graded by rule, by running code or by an LLM judge, with its costs",
 }
 
 

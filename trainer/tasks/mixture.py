@@ -21,6 +21,7 @@ There is no model or token here; the network is the judge's, the processes are t
 from __future__ import annotations
 
 import re
+import textwrap
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -271,7 +272,10 @@ def program_of(problem: Problem, text: str) -> str:
 
 
 def _indented(code: str) -> str:
-    """Return a function's body with its first line indented: chats strip what stands before it."""
-    if not code.startswith((" ", "\t", "\n")):
-        code = "    " + code
-    return code
+    """Return a function's body as the prompt needs it: chats strip what stands before its first word, or indent nothing."""
+    first, _, rest = code.partition("\n")
+    if first[:1].isspace() or not first:
+        return code
+    if any(line and not line[0].isspace() for line in rest.splitlines()):
+        return textwrap.indent(code, "    ")
+    return "    " + code
