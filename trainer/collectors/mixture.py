@@ -253,7 +253,13 @@ def _percent(right: Sequence[bool]) -> float:
 def self_test() -> None:
     """Feed the three collectors what is easy to check by hand, and print what they make of it."""
     datasets, judge, cost = DatasetMetricsCollector(), JudgeMetricsCollector(), CostTracker()
-    for source, correct in [("gsm8k", True), ("gsm8k", True), ("gsm8k", False), ("math", True), ("math", False)]:
+    for source, correct in [
+        ("gsm8k", True),
+        ("gsm8k", True),
+        ("gsm8k", False),
+        ("math", True),
+        ("math", False),
+    ]:
         datasets.add_sample(source, correct)
     judge.add_stats({"correct": 60, "incorrect": 25, "parse_failure": 10, "api_failure": 5})
     for dollars in (0.015, 0.02):

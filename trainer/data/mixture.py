@@ -243,7 +243,10 @@ def _gsm8k(rng: random.Random) -> Problem:
         steps.append(f"{answer}-{c}={answer - c}")
         answer -= c
     return Problem(
-        "gsm8k", f"{question}. How many {things} are there now?", str(answer), f"{' '.join(steps)}\n#### {answer}"
+        "gsm8k",
+        f"{question}. How many {things} are there now?",
+        str(answer),
+        f"{' '.join(steps)}\n#### {answer}",
     )
 
 
@@ -257,7 +260,9 @@ def _math(rng: random.Random) -> Problem:
         [
             Problem("math", f"Solve x + {a} = {b}.", str(b - a), f"{minus}\n\\boxed{{{b - a}}}"),
             Problem("math", f"Add {a}/{d} and {b - a}/{d}.", _lowest(b, d), f"{plus}\n\\boxed{{{b}/{d}}}"),
-            Problem("math", f"Take {a}/{d} from {b}/{d}.", _lowest(b - a, d), f"{minus}\n\\boxed{{{b - a}/{d}}}"),
+            Problem(
+                "math", f"Take {a}/{d} from {b}/{d}.", _lowest(b - a, d), f"{minus}\n\\boxed{{{b - a}/{d}}}"
+            ),
         ]
     )
 
@@ -319,7 +324,11 @@ def _choice(source: str, facts: Mapping[str, int], n_choices: int) -> Callable[[
         choices = sorted([number, *rng.sample(others, n_choices - 1)])
         letter = LETTERS[choices.index(number)]
         return Problem(
-            source, f"How many {asked}?", letter, f"Answer: {letter}", tuple(str(choice) for choice in choices)
+            source,
+            f"How many {asked}?",
+            letter,
+            f"Answer: {letter}",
+            tuple(str(choice) for choice in choices),
         )
 
     return make_one
