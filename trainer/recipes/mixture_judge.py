@@ -117,7 +117,11 @@ def problems_for(settings: MixtureSettings, data: Path | None) -> Problems:
     random.Random(f"order {settings.seed}").shuffle(train)
     train = train[: settings.max_prompts or None]
     pools = {name: [p for p in train if p.source == name] for name in sources}
-    empty = [d for d, share in ratios.items() if share and not any(pools.get(s) for s in SOURCES if DOMAINS[s] == d)]
+    empty = [
+        d
+        for d, share in ratios.items()
+        if share and not any(pools.get(s) for s in SOURCES if DOMAINS[s] == d)
+    ]
     if empty or not held_out:
         raise DataError(
             f"{source}: there is no problem to train on in the domain {' nor in '.join(map(repr, empty))}."
