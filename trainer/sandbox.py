@@ -114,9 +114,9 @@ def _run(program: str, limits: Limits, wrapper: Sequence[str]) -> Outcome:
         Path(directory, "program.py").write_text(program, encoding="utf-8", errors="replace")
         if "setpriv" in " ".join(wrapper):
             os.chown(directory, NOBODY, NOBODY)
+        numbers = [str(n) for n in (limits.cpu_s, limits.memory_bytes, limits.file_bytes)]
         process = subprocess.Popen(
-            [*wrapper, sys.executable, "-I", "-S", "-c", _BOOT]
-            + [str(limits.cpu_s), str(limits.memory_bytes), str(limits.file_bytes)],
+            [*wrapper, sys.executable, "-I", "-S", "-c", _BOOT, *numbers],
             cwd=directory,
             env={"PATH": os.defpath, "HOME": directory, "LANG": "C.UTF-8"},
             bufsize=0,

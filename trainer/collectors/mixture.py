@@ -29,10 +29,14 @@ _TRAIN_ACCURACIES = ("train/accuracy", *(f"train/accuracy_{d}" for d in sorted(s
 class DatasetMetricsCollector(Collector):
     """`dataset/{source}/*` and `train/accuracy*` of a rollout batch, `val/{source}/*` of an evaluation."""
 
-    units = {
+    units: Mapping[str, str] = {
         f"{prefix}/{s}/accuracy": "percent" for prefix in ("dataset", "val") for s in SOURCES
     } | dict.fromkeys(_TRAIN_ACCURACIES, "percent")
-    axes = {"dataset/*": "train/step", "train/accuracy*": "train/step", "val/*": "global_step"}
+    axes: Mapping[str, str] = {
+        "dataset/*": "train/step",
+        "train/accuracy*": "train/step",
+        "val/*": "global_step",
+    }
 
     def __init__(self) -> None:
         self._samples: dict[str, list[tuple[bool, float]]] = {}
@@ -59,7 +63,8 @@ class DatasetMetricsCollector(Collector):
 
     def of_rollouts(self, at: At, trajectories: Sequence[Trajectory]) -> Metrics:
         self.reset()
-        for source, reward in _graded(trajectories):
+        # In the order of the sources, not of the problems that were drawn: so is the summary.
+        for source, reward in sorted(_graded(trajectories), key=lambda graded: SOURCES.index(graded[0])):
             self.add_sample(source, reward == 1.0, reward)
         return self.get_metrics() | {"train/step": at.batch_step}
 
@@ -84,8 +89,8 @@ class DatasetMetricsCollector(Collector):
 class JudgeMetricsCollector(Collector):
     """`judge/*` of a rollout batch: how often the judge could be asked and understood, and what it said."""
 
-    axes = {"judge/*": "train/step"}
-    units = {
+    axes: Mapping[str, str] = {"judge/*": "train/step"}
+    units: Mapping[str, str] = {
         f"judge/{name}": "fraction"
         for name in (
             "success_rate",
@@ -160,7 +165,7 @@ class Prices:
     def of(self, trajectory: Trajectory) -> float:
         """Return what a trajectory cost: the policy's tokens, over all its turns, and its judge's."""
         judge = trajectory.info.get("judge") or {}
-        millionths = (
+        millionths: float = (
             (trajectory.prompt_tokens or 0) * self.executor_prompt
             + (trajectory.completion_tokens or 0) * self.executor_completion
             + judge.get("prompt_tokens", 0) * self.judge_prompt
@@ -180,8 +185,8 @@ class _Spent:
 class CostTracker(Collector):
     """`cost/*`, cumulative since the run began, and `val/{source}/avg_cost`."""
 
-    axes = {"cost/*": "global_step"}
-    units = {"cost/total_cost": "USD", "cost/avg_cost_per_sample": "USD"} | {
+    axes: Mapping[str, str] = {"cost/*": "global_step"}
+    units: Mapping[str, str] = {"cost/total_cost": "USD", "cost/avg_cost_per_sample": "USD"} | {
         f"val/{source}/avg_cost": "USD" for source in SOURCES
     }
 

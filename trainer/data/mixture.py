@@ -137,7 +137,10 @@ def problem_of(row: Any) -> Problem:
     answer = _text(row, "answer", "ground_truth")
     if source in ("commonsenseqa", "mmlu"):
         choices = _choices(row)
-        return Problem(source, question, _letter(answer, choices), choices=choices)
+        # MMLU's own form is the place of the option, as a number: the text "3" may be an option.
+        place = row.get("answer")
+        letter = _letter_at(place, choices) if isinstance(place, int) else _letter(answer, choices)
+        return Problem(source, question, letter, choices=choices)
     solution = str(row.get("solution") or "")
     if source == "gsm8k":
         # GSM8K's own answers are whole solutions, the number after the marks.
@@ -181,15 +184,20 @@ def _choices(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _letter(answer: str, choices: tuple[str, ...]) -> str:
-    """Return the letter of an answer, which may be a letter, the place of an option (from 0), or its text."""
-    letters = LETTERS[: len(choices)]
-    if answer in choices:
-        return letters[choices.index(answer)]
-    if len(answer) == 1 and answer.upper() in letters:
+    """Return the letter of an answer, which may be that letter, the text of an option, or its place in digits."""
+    if len(answer) == 1 and answer.upper() in LETTERS[: len(choices)]:
         return answer.upper()
-    if answer.isdecimal() and int(answer) < len(choices):
-        return letters[int(answer)]
+    if answer in choices:
+        return LETTERS[choices.index(answer)]
+    if answer.isdecimal():
+        return _letter_at(int(answer), choices)
     raise ValueError(f"its answer {answer!r} is none of its {len(choices)} choices")
+
+
+def _letter_at(place: int, choices: tuple[str, ...]) -> str:
+    if not 0 <= place < len(choices):
+        raise ValueError(f"its answer {place!r} is none of its {len(choices)} choices, counted from 0")
+    return LETTERS[place]
 
 
 def _identifier(name: str) -> str:
@@ -229,8 +237,8 @@ def _distinct(source: str, make_one: Callable[[random.Random], Problem], n: int,
     return list(problems.values())
 
 
-_NAMES = "Tom Ann Sam Eva".split()
-_THINGS = "apples books coins".split()
+_NAMES = ("Tom", "Ann", "Sam", "Eva")
+_THINGS = ("apples", "books", "coins")
 
 
 def _gsm8k(rng: random.Random) -> Problem:
