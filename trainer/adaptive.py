@@ -298,7 +298,15 @@ def load(directory: Path) -> AdaptiveModel:
     path = directory / FILE_NAME
     try:
         return from_plain(torch.load(path, weights_only=True))
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        pickle.UnpicklingError,
+    ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{str(path)!r} is not an adaptive model that can be read: {reason}. "

@@ -35,7 +35,9 @@ class Kept(Protocol):
 
 class Controller(Collector):
     units: Mapping[str, str] = {
-        **{f"{part}/Accuracy_{what}": "fraction 0-1" for part in ("Train", "Val") for what in ("Mean", "Std")},
+        **{
+            f"{part}/Accuracy_{what}": "fraction 0-1" for part in ("Train", "Val") for what in ("Mean", "Std")
+        },
         **{f"{part}/Latency_{what}": "ms" for part in ("Train", "Val") for what in ("Mean", "Std")},
         **{f"{part}/Budget_Violation_Rate": "fraction 0-1" for part in ("Train", "Val")},
     }
