@@ -330,7 +330,7 @@ def from_plain(kept: Mapping[str, Any]) -> AdaptiveModel:
 
 # Tokens are paid for in blocks, as in batched kernels; so the table is short.
 TOKEN_BLOCK = 8
-REPEATS = 12
+REPEATS = 24
 WARM_UPS = 3
 # What one core of a laptop does; only proportions matter, since budgets are relative to the full model.
 MACS_PER_MS = 1e7
