@@ -90,3 +90,29 @@ class SayingProgress(Progress):
 
     def say(self, text):
         self.said.append(text)
+
+
+# The calculator's recipe at its smallest: with the problems below there is something to learn after seconds.
+SMALL = {
+    "steps": 8,
+    "rollouts_per_step": 4,
+    "group_size": 4,
+    "train_batch_size": 8,
+    "eval_size": 8,
+    "eval_interval": 2,
+    "checkpoint_interval": 2,
+    "warmup_problems": 20,
+    "warmup_max_steps": 60,
+    "warmup_target": 2,
+    "temperature": 0.7,
+    "hidden": 32,
+    "layers": 1,
+    "lr": 3e-3,
+    "threads": 1,
+    "trajectory_table": "off",
+}
+
+
+def write_problems(path):
+    """Write problems that all have the answer 50: even the smallest policy is soon right, now and then."""
+    path.write_text("".join(f'{{"answer": "<<{a}+{50 - a}=50>>"}}\n' for a in range(1, 50)))

@@ -29,6 +29,8 @@ SUMMARIES = {
     "multiturn_qa": "questions about a text, each leaning on the one before",
     "multiturn_tool_calling": "the calculator's problems, with an example of each batch",
     "calculator": "GSM8K's arithmetic by multi-turn calculator calls; a tiny Qwen3 on the CPU, in about a minute",
+    "joint_controller": "an adaptive model's depth, early exit and tokens, chosen for each sample under a latency budget",
+    "mixture_judge": "six sources by domain ratios, graded by rule, by running code or by an LLM judge, with its costs",
 }
 
 

@@ -1,7 +1,7 @@
 """Questions about a text, one leaning on the other, by a tiny model trained from nothing on the CPU.
 
 What is real: the gradients, the conversation of several turns, answers that must be found in the text, the held-out
-reward. What is small: the model, and the texts. `--data` takes real ones (CoQA's JSONL), for a pretrained model.
+reward. What is small: the model, and the texts (one sentence with --quick). `--data` takes real ones (CoQA's JSONL), for a pretrained model.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ N_GENERATED = 12_000
 @dataclass(frozen=True)
 class QASettings(Settings):
     warmup_problems: int = 2000
+    facts: int = 2  # of a generated text
     max_turns: int = 3
     max_new_tokens: int = 4  # an answer is a word
+    split_words: bool = True
 
 
 def problems_for(settings: QASettings, data: Path | None) -> Problems:
     """Read or make conversations, and split them."""
     path = named_data(data)
-    found = read_conversations(path) if path else generate(N_GENERATED, settings.seed)
+    found = read_conversations(path) if path else generate(N_GENERATED, settings.seed, settings.facts)
     source = f"the conversations in {str(path)!r}" if path else "generated conversations (no file was given)"
     least = settings.eval_size + settings.warmup_problems + settings.rollouts_per_step
     if len(found) < least:
@@ -65,9 +67,10 @@ RECIPE = Recipe(
     project="tiny_grpo_multiturn_qa",
     settings=QASettings,
     quick={
+        "facts": 1,
         "warmup_problems": 1000,
-        "warmup_target": 0.4,
-        "steps": 40,
+        "warmup_max_steps": 24,  # it learns to find an answer within ten steps: stopped on the way, some is left
+        "steps": 30,
         "rollouts_per_step": 48,
         "group_size": 4,
         "lr": 3e-4,

@@ -1,8 +1,8 @@
 r"""Conversations about a text: a question, the policy's answer, the next question, which leans on the one before.
 
-    Ann has 3 red cups. Bob has 7 green pens.       How many cups has Ann?    → 3
-                                                    Which colour?             → red
-                                                    Who has pens?             → Bob
+    Ann has 3 red cups. Bob has 7 green pens.       How many has Ann?    → 3
+                                                    Which colour?        → red
+                                                    Who has cups?        → Ann
 
 Each answer is written in the text. The next question comes whatever the answer was, as in CoQA, so that one mistake
 costs one answer and not the rest. Reward: the share of the questions that were answered right.
@@ -43,30 +43,22 @@ class Conversation:
     answers: tuple[str, ...]
 
 
-def generate(n: int, seed: int) -> list[Conversation]:
-    """Return `n` distinct conversations, the same ones for the same seed."""
-    rng = random.Random(f"conversations {seed}")
+def generate(n: int, seed: int, n_facts: int) -> list[Conversation]:
+    """Return `n` distinct conversations about texts of so many facts, the same ones for the same seed."""
+    rng = random.Random(f"conversations {seed} {n_facts}")
     found: dict[Conversation, None] = {}
     while len(found) < n:
-        names, things = rng.sample(NAMES, 2), rng.sample(THINGS, 2)
         facts = [
-            (name, rng.randrange(2, 10), rng.choice(COLOURS), thing)
-            for name, thing in zip(names, things, strict=True)
+            (name, str(rng.randrange(2, 10)), rng.choice(COLOURS), thing)
+            for name, thing in zip(rng.sample(NAMES, n_facts), rng.sample(THINGS, n_facts), strict=True)
         ]
         text = " ".join(f"{name} has {count} {colour} {thing}." for name, count, colour, thing in facts)
         name, count, colour, thing = rng.choice(facts)
-        other = next(fact for fact in facts if fact[0] != name)
-        opening = rng.choice(
-            [
-                (f"How many {thing} has {name}?", str(count)),
-                (f"What has {name}?", thing),
-                (f"Who has {thing}?", name),
-            ]
+        # Only the first question says who or what is asked about; the others lean on it.
+        opening, *leaning = rng.sample(
+            [(f"How many has {name}?", count), (f"What has {name}?", thing), (f"Who has {thing}?", name)], 2
         )
-        # Who or what is asked about is only in the question before.
-        asked = [opening, ("Which colour?", colour)]
-        if rng.random() < 0.5:
-            asked.append((f"Who has {other[3]}?", other[0]))
+        asked = [opening, ("Which colour?", colour), *leaning]
         found[Conversation(text, tuple(q for q, _ in asked), tuple(a for _, a in asked))] = None
     return list(found)
 
