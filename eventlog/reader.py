@@ -39,6 +39,8 @@ from eventlog.segment import (
 )
 
 CHUNK_BYTES = 1024 * 1024
+# What is looked at one by one: gone again before the garbage collector counts it, which takes a fifth of the time.
+_READ_BYTES = 128 * 1024
 # Not waiting: whoever may write in a shared root may put a FIFO there.
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 HINT_BYTES = 64 * 1024
@@ -330,48 +332,49 @@ class StreamReader:
                 # What is written there from now on begins further up; what was read is known by its seq.
                 self._suspect = self._suspect or _Suspect(path, self._seen_bytes, "the file became shorter")
                 self._offset = 0
-            data = _whole_lines(fd, self._offset, limit_bytes)
+            begin = self._offset
+            data = _whole_lines(fd, begin, limit_bytes)
         except OSError as error:
             chunk.blocked = f"{path.name} cannot be read: {error.strerror}"
             return 0
         finally:
             os.close(fd)
-        at = 0
-        while at < len(data):
-            end = data.find(b"\n", at)
-            if end < 0:
-                # `_whole_lines` gives a piece of a line only if it is longer than a line may be.
-                self._suspect = self._suspect or _Suspect(path, self._offset, "the line is too long")
-                end = len(data) - 1
-            else:
-                self._take(chunk, path, data[at:end])
-            self._offset += end + 1 - at
-            at = end + 1
+        if self._segment != self._refused:
+            self._take(chunk, path, data)
+        self._offset = begin + len(data)
         return len(data)
 
-    def _take(self, chunk: Chunk, path: Path, line: bytes) -> None:
-        if self._segment == self._refused:
-            return
-        try:
-            content = unframe(line)
-            if "format" in content:
-                header = Header.of(content)
-                if self.log_id not in (None, header.log_id):
-                    raise _Foreign(f"the segment belongs to another log ({header.log_id})")
-                self.header = header
-                return
-            record = record_of(content)
-        except BadLine as error:
-            if isinstance(error, (UnknownFormat, _Foreign)):
-                self._refused = self._segment
-            self._suspect = self._suspect or _Suspect(path, self._offset, str(error))
-            return
-        if record.seq == self.next_seq and self._suspect is None:
-            # Nearly every record, for the price of no further call.
-            chunk.records.append(record)
-            self.next_seq += 1
-        else:
-            self._take_record(chunk, path, record)
+    def _take(self, chunk: Chunk, path: Path, data: bytes) -> None:
+        """Take in the lines at `_offset`, which goes along."""
+        lines = data.split(b"\n")
+        # `_whole_lines` gives a piece of a line only if it is longer than a line may be.
+        too_long = lines.pop()
+        for line in lines:
+            try:
+                content = unframe(line)
+                if "format" in content:
+                    self._take_header(Header.of(content))
+                else:
+                    record = record_of(content)
+                    if record.seq == self.next_seq and self._suspect is None:
+                        # Nearly every record, for the price of no further call.
+                        chunk.records.append(record)
+                        self.next_seq += 1
+                    else:
+                        self._take_record(chunk, path, record)
+            except BadLine as error:
+                self._suspect = self._suspect or _Suspect(path, self._offset, str(error))
+                if isinstance(error, (UnknownFormat, _Foreign)):
+                    self._refused = self._segment
+                    return
+            self._offset += len(line) + 1
+        if too_long:
+            self._suspect = self._suspect or _Suspect(path, self._offset, "the line is too long")
+
+    def _take_header(self, header: Header) -> None:
+        if self.log_id not in (None, header.log_id):
+            raise _Foreign(f"the segment belongs to another log ({header.log_id})")
+        self.header = header
 
     def _take_record(self, chunk: Chunk, path: Path, record: Record) -> None:
         if record.seq < self.next_seq:
@@ -401,7 +404,7 @@ def read(
         reader = StreamReader(run_dir / name, stream, seq)
         seq = 0
         while True:
-            chunk = reader.read()
+            chunk = reader.read(_READ_BYTES)
             yield from chunk.records
             if chunk.blocked is not None:
                 raise OSError(f"run {str(run_dir)!r}: {chunk.blocked}. The log itself is intact.")

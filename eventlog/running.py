@@ -57,6 +57,9 @@ from eventlog.writer import RETRY_S, StreamWriter
 VERSION = "0.1.0"
 # The promise of durability="interval": on the disk within a second.
 _SYNC_INTERVAL_S = 1.0
+# Sooner where there is much: a write into a file waits while a sync hands the disk 30 MB of it, 10 ms on ext4.
+_LOOKS_A_SYNC = 4
+_SYNC_AT_BYTES = 4 * 1024 * 1024
 _ACK_POLL_S = 0.5
 # What a traceback says is at its end.
 _ERROR_MAX_CHARS = 8000
@@ -752,7 +755,13 @@ class Run:
         """Sync each second, and say twice a minute that this process lives."""
         stop = self._stop
         heartbeat_at_s = time.monotonic() + HEARTBEAT_S
-        while not stop.wait(_SYNC_INTERVAL_S):
+        look = 0
+        while not stop.wait(_SYNC_INTERVAL_S / _LOOKS_A_SYNC):
+            look += 1
+            if look % _LOOKS_A_SYNC and all(
+                writer.unsynced_bytes < _SYNC_AT_BYTES for writer in self._writers()
+            ):
+                continue
             try:
                 self._sync_and_look()
                 if self._capture is not None:

@@ -15,12 +15,16 @@ import os
 import signal
 import subprocess
 import threading
+import time
 
 from eventlog.redact import without_credentials, without_key
 
 # A larger one holds data, not code.
 PATCH_MAX_BYTES = 10 * 1024 * 1024
 _PATCH_TIMEOUT_S = 30.0
+# So many packages are read in a millisecond: a `log` that waits for the interpreter waits no longer.
+_AT_ONCE = 10
+_PAUSE_S = 0.0005
 
 
 def requirements() -> str:
@@ -28,18 +32,33 @@ def requirements() -> str:
     from importlib.metadata import distributions
 
     found: dict[str, str] = {}
-    for distribution in distributions():
+    for n, distribution in enumerate(distributions()):
+        if n % _AT_ONCE == 0:
+            # Somebody trains meanwhile, and has the interpreter only while nothing is to be done here.
+            time.sleep(_PAUSE_S)
         try:
-            # Asked for once: each time that it is, the file is read and parsed.
-            metadata = distribution.metadata
-            name, version = metadata["Name"], metadata["Version"]
-        except (KeyError, TypeError, ValueError, OSError):
-            # Half-removed packages leave directories without metadata.
+            # Not `distribution.metadata`: the parser of mails takes five times as long, for what is not asked.
+            text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+            # Old installations are one file, and not a directory.
+            head = _head(text or distribution.read_text("") or "")
+        except (ValueError, OSError):
             continue
-        if name:
+        # Half-removed packages leave directories without metadata.
+        if "name" in head and "version" in head:
             # The first of a name is the one that an import finds.
-            found.setdefault(name, version)
+            found.setdefault(head["name"], head["version"])
     return "".join(f"{name}=={found[name]}\n" for name in sorted(found, key=str.lower))
+
+
+def _head(text: str) -> dict[str, str]:
+    """Return the fields of a package's metadata, by their names in lower case, the first of each."""
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        if not line:
+            break
+        name, _, value = line.partition(":")
+        fields.setdefault(name.lower(), value.strip())
+    return fields
 
 
 def patch(timeout_s: float = _PATCH_TIMEOUT_S) -> bytes | None:

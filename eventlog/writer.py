@@ -29,7 +29,7 @@ import errno
 import os
 import threading
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ DURABILITIES = ("none", "interval", "always")
 RETRY_S = 1.0
 # A disk that keeps failing fsync gets a new copy of the unsynced records ever more rarely.
 _REWRITE_RETRY_MAX_S = 60.0
-# One second of trajectories at 16 MB/s. Beyond it, the oldest unsynced lines are only in their file.
+# One second of trajectories at 16 MB/s. Beyond it, unsynced lines are only in their file.
 _UNSYNCED_MAX_BYTES = 16 * 1024 * 1024
 # A disk that fails for hours: the oldest segments stay as they are, unsynced, so that memory is bounded.
 _RETIRED_MAX = 8
@@ -54,6 +54,10 @@ _RETIRED_MAX = 8
 _SYNC_WAIT_S = 60.0
 # A name is taken by an earlier attempt to write the same seq; so many in a row means something else is wrong.
 _ATTEMPTS_MAX = 1000
+
+
+# How much of a segment a sync is for: its next seq, bytes in `unsynced`, lines left out.
+_UpTo = tuple[int, int, int]
 
 
 @dataclass(slots=True, eq=False)
@@ -67,36 +71,35 @@ class _OpenSegment:
     rotate_at_s: float
     # All records before this one are on the disk.
     synced_seq: int
-    # (seq, line) of what no fsync has vouched for yet. Reading it back from the file would not do: after a failed
-    # fsync some file systems (Btrfs) show the old content again. Roughly in order, at times twice.
-    unsynced: deque[tuple[int, bytes]] = field(default_factory=deque)
-    unsynced_bytes: int = 0
-    # No line before this one is in memory any more.
-    forgotten_seq: int = 0
+    # The lines that no fsync has vouched for yet. Reading them back from the file would not do: after a failed fsync
+    # some file systems (Btrfs) show the old content again. Roughly in order, at times twice. One buffer, because a
+    # second's lines are to be forgotten in one go, while a `log` waits, and are not for the garbage collector to count.
+    unsynced: bytearray = field(default_factory=bytearray)
+    # How many lines are not in it although no fsync had vouched for them; of these, how many one did since.
+    left_out: int = 0
+    left_out_synced: int = 0
     is_named_durably: bool = False
     is_distrusted: bool = False
 
-    def remember(self, seq: int, line: bytes) -> None:
-        self.unsynced.append((seq, line))
-        self.unsynced_bytes += len(line)
-        while self.unsynced_bytes > _UNSYNCED_MAX_BYTES and len(self.unsynced) > 1:
-            self.forgotten_seq = self._forget_one() + 1
+    def remember(self, line: bytes) -> None:
+        if len(self.unsynced) + len(line) <= _UNSYNCED_MAX_BYTES or not self.unsynced:
+            self.unsynced += line
+        else:
+            self.left_out += 1
 
-    def synced(self, before_seq: int) -> None:
-        """Note that all records before `before_seq` are on the disk."""
-        self.synced_seq = before_seq
-        while self.unsynced and self.unsynced[0][0] < before_seq:
-            self._forget_one()
+    def upto(self, before_seq: int) -> _UpTo:
+        return before_seq, len(self.unsynced), self.left_out
+
+    def synced(self, upto: _UpTo) -> None:
+        """Note that all that there was at `upto` is on the disk.  Only one sync at a time does so."""
+        self.synced_seq, size, self.left_out_synced = upto
+        del self.unsynced[:size]
 
     def forget(self) -> None:
         """Keep no line in memory."""
-        while self.unsynced:
-            self.forgotten_seq = self._forget_one() + 1
-
-    def _forget_one(self) -> int:
-        seq, line = self.unsynced.popleft()
-        self.unsynced_bytes -= len(line)
-        return seq
+        # Counted first: whoever is interrupted in between must not believe that the lines are still there.
+        self.left_out += 1
+        self.unsynced.clear()
 
 
 # How far the log is: the next seq, the bytes of the current segment, that segment, and the mark of the call that
@@ -169,6 +172,12 @@ class StreamWriter:
         """Whether there is something that `sync` would make durable."""
         seq, _, segment, _ = self._at
         return len(self._open) > (segment is not None) or (segment is not None and segment.synced_seq < seq)
+
+    @property
+    def unsynced_bytes(self) -> int:
+        """How much of the current segment waits for a `sync`, as far as it is remembered."""
+        segment = self._at[2]
+        return 0 if segment is None else len(segment.unsynced)
 
     def append(
         self, kind: str, data: Mapping[Any, Any], step: int | None = None, commit: bool = False
@@ -269,15 +278,16 @@ class StreamWriter:
                     return False
                 self._is_syncing = True
                 before_seq, _, current, _ = self._at
+                upto = current.upto(before_seq) if current is not None else None
                 retired = [segment for segment in self._open if segment is not current]
             try:
                 for segment in retired:
                     # While the disk refuses one segment, the next would only become the next to be copied.
-                    if not self._sync_segment(segment, None):
+                    if not self._sync_segment(segment):
                         return False
                 if current is None or current.synced_seq >= before_seq:
                     return True
-                return self._sync_segment(current, before_seq)
+                return self._sync_segment(current, upto)
             finally:
                 self._is_syncing = False
         finally:
@@ -369,7 +379,7 @@ class StreamWriter:
             if self._latest is mark:
                 if written == length:
                     if self._remembers:
-                        segment.remember(seq, line)
+                        segment.remember(line)
                     # A handler that cuts in just here has changed the mark: this store is then known to be old.
                     self._at = (seq + 1, end + length, segment, mark)
                     return True
@@ -401,7 +411,7 @@ class StreamWriter:
             for there_seq, line in _records_in(whole):
                 if there_seq == seq:
                     if self._remembers:
-                        segment.remember(seq, line)
+                        segment.remember(line)
                     seq += 1
             end += len(whole)
             if len(whole) < len(data):
@@ -528,8 +538,8 @@ class StreamWriter:
 
     # ── syncing ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _sync_segment(self, segment: _OpenSegment, before_seq: int | None) -> bool:
-        """Sync `segment` up to `before_seq`, or, if that is None, for good."""
+    def _sync_segment(self, segment: _OpenSegment, upto: _UpTo | None = None) -> bool:
+        """Sync `segment` up to there, or, without, for good."""
         if not segment.is_distrusted:
             try:
                 self._force(segment)
@@ -538,10 +548,10 @@ class StreamWriter:
                 segment.is_distrusted = True
             else:
                 with self.lock:
-                    if before_seq is None:
+                    if upto is None:
                         self._close_segment(segment)
                     else:
-                        segment.synced(before_seq)
+                        segment.synced(upto)
                 return True
         return self._rewrite(segment)
 
@@ -590,7 +600,7 @@ class StreamWriter:
                 return False
             if failed is self._at[2]:
                 self._leave()
-            lines = sorted(dict(failed.unsynced).items())
+        lines = sorted(dict(_records_in(bytes(failed.unsynced))).items())
         fresh = None
         try:
             if lines:
@@ -610,8 +620,8 @@ class StreamWriter:
             self._close_segment(failed)
         if fresh is not None:
             _close(fresh.fd)
-        if not self._remembers or failed.forgotten_seq > failed.synced_seq:
-            # Lines that were forgotten, or never remembered, are where an fsync failed.
+        if not self._remembers or failed.left_out > failed.left_out_synced:
+            # Lines that were left out are where an fsync failed.
             self._is_unsure = True
             return False
         return True

@@ -20,24 +20,20 @@ import functools
 import logging
 import netrc
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from eventlog.dotenv import variables_in
+
 log = logging.getLogger("syncd")
 
 DEFAULT_BASE_URL = "https://api.wandb.ai"
-# A name, and a value that is quoted, or ends before a comment.
-_DOTENV_LINE = re.compile(
-    r"""\s*(?:export\s+)?(\w+)\s*=\s*(?:'([^']*)'|"([^"]*)"|(.*?))\s*(?:(?<!\S)\#.*)?"""
-)
 
 
 def load_dotenv(path: Path = Path(".env")) -> dict[str, str]:
     """Return the variables in a `.env` file; none if there is no such file."""
-    lines = (_DOTENV_LINE.fullmatch(line) for line in _text_of(path).splitlines())
-    return {line[1]: line[2] or line[3] or line[4] or "" for line in lines if line}
+    return variables_in(_text_of(path))
 
 
 def base_url(environ: Mapping[str, str] | None = None) -> str:

@@ -6,7 +6,7 @@ prediction of token t + 1 from the tokens before it.
 Invariants
 ----------
 * `mask_BT` is 1 exactly where the predicted token was sampled by the policy.
-* `old_BT` holds there what the policy recorded when it sampled, in order; 0 elsewhere.
+* `old_BT` holds there what the policy recorded when it sampled, in order; 0 elsewhere. `reference_BT` likewise.
 * Padding stands on the right and is masked; it changes no other token's log-prob (attention is causal).
 
 There is no model here, and no choice of what to train on.
@@ -14,6 +14,7 @@ There is no model here, and no choice of what to train on.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,9 +31,16 @@ class Batch:
     mask_BT: Tensor
     old_BT: Tensor
     advantages_B: Tensor
+    reference_BT: Tensor  # as old_BT, of the reference policy; 0 until it was asked
+    importance_BT: Tensor  # what corrects for the sampler; 1 where it is the policy itself
 
     def __len__(self) -> int:
         return len(self.advantages_B)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens the policy sampled."""
+        return int(self.mask_BT.sum())
 
     def of(self, rows: Sequence[int]) -> Batch:
         """Return these rows, and of the columns only those up to the last token that was sampled in any of them."""
@@ -43,6 +51,8 @@ class Batch:
             mask_BT[:, :width],
             self.old_BT[rows, :width],
             self.advantages_B[rows],
+            self.reference_BT[rows, :width],
+            self.importance_BT[rows, :width],
         )
 
     def micro_batches(self, rows: Sequence[int], size: int) -> list[list[int]]:
@@ -50,6 +60,9 @@ class Batch:
         lengths = [int(mask_T.nonzero().max()) for mask_T in self.mask_BT[rows]]
         by_length = [row for _, row in sorted(zip(lengths, rows, strict=True))]
         return [by_length[i : i + size] for i in range(0, len(rows), size)]
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
 
 
 def make_batch(trajectories: Sequence[Trajectory], pad_id: int) -> Batch:
@@ -67,7 +80,18 @@ def make_batch(trajectories: Sequence[Trajectory], pad_id: int) -> Batch:
         mask_BT[row, :n] = torch.tensor(trajectory.mask, dtype=torch.float)
         old_BT[row, mask_BT[row].bool()] = torch.tensor(trajectory.logprobs)
     advantages_B = torch.tensor([t.advantage or 0.0 for t in trajectories])
-    return Batch(token_ids_BT, mask_BT[:, 1:], old_BT[:, 1:], advantages_B)
+    mask_BT, old_BT = mask_BT[:, 1:], old_BT[:, 1:]
+    return Batch(
+        token_ids_BT, mask_BT, old_BT, advantages_B, torch.zeros_like(old_BT), torch.ones_like(old_BT)
+    )
+
+
+def of_each_trajectory(values_BT: Tensor, mask_BT: Tensor) -> list[list[float]]:
+    """Return each trajectory's values at its sampled tokens, in order: the form in which a log keeps log-probs."""
+    return [
+        values_T[mask_T].tolist()
+        for values_T, mask_T in zip(values_BT.cpu(), mask_BT.cpu().bool(), strict=True)
+    ]
 
 
 def shards(rows: Sequence[int], n_shards: int) -> list[Sequence[int]]:

@@ -13,7 +13,8 @@ r"""Turns ⇄ token ids: the chat format that Qwen and Hermes models use, tool c
     <|im_start|>assistant
     ...
 
-The system turn that describes the tools is left out: the tiny model learns its only tool in the warm-up.
+A pretrained model is told of the tools, and of who it is, by its own template. For the tiny model that is left out: it
+learns its tools in the warm-up.
 
 Invariants
 ----------
@@ -24,14 +25,17 @@ Invariants
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from eventlog import ToolCall, Turn
+from trainer.errors import SettingsError
 
 END = "<|im_end|>"
 PAD = "<|endoftext|>"
@@ -52,8 +56,39 @@ _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 class Chat:
     """A tokenizer and the chat format around it."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, open_with: Callable[[Sequence[Turn]], str] | None = None
+    ) -> None:
         self.tokenizer = tokenizer
+        self._open_with = open_with  # a pretrained model's own way to begin a conversation
+
+    @classmethod
+    def pretrained(cls, name: str, tools: Sequence[dict[str, Any]]) -> Chat:
+        """Load the tokenizer of a Hugging Face model, by name or from a directory."""
+        from transformers import AutoTokenizer
+
+        try:
+            loaded = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise SettingsError(
+                f"the tokenizer of {name!r} cannot be loaded: {str(error).splitlines()[0]} "
+                "Give --model-name a directory with a model, or a name that the Hugging Face hub or its cache has."
+            ) from None
+        tokenizer = loaded.backend_tokenizer
+        if any(tokenizer.token_to_id(token) is None for token in (END, "<|im_start|>")):
+            raise SettingsError(
+                f"the model {name!r} does not speak ChatML: its tokenizer has no {END!r}. "
+                "Qwen's models do, for example Qwen/Qwen2.5-3B-Instruct."
+            )
+
+        def open_with(turns: Sequence[Turn]) -> str:
+            messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+            text: str = loaded.apply_chat_template(
+                messages, tools=list(tools) or None, add_generation_prompt=True, tokenize=False
+            )
+            return text
+
+        return cls(tokenizer, open_with if loaded.chat_template else None)
 
     @classmethod
     def learn(cls, conversations: Iterable[Sequence[Turn]], vocab_size: int) -> Chat:
@@ -98,15 +133,22 @@ class Chat:
 
     @cached_property
     def pad_id(self) -> int:
-        return self._special_id(PAD)
+        # What pads is masked, so any token will do.
+        return self._special_id(PAD) if self.tokenizer.token_to_id(PAD) is not None else self.end_id
+
+    def is_ended(self, ids: Sequence[int]) -> bool:
+        """Say whether the policy ended this turn itself."""
+        return bool(ids) and ids[-1] == self.end_id
 
     def encode_opening(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids of the turns before the policy's first one, up to where it begins to write."""
-        return self._ids("".join(map(_render_turn, turns)) + _ASSISTANT)
+        if self._open_with is not None:
+            return self._ids(self._open_with(turns))
+        return self._ids(_render(turns) + _ASSISTANT)
 
     def encode_following(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids between a sampled turn, which ends with the end token, and the policy's next one."""
-        return self._ids("\n" + "".join(map(_render_turn, turns)) + _ASSISTANT)
+        return self._ids("\n" + _render(turns) + _ASSISTANT)
 
     def encode_demonstration(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
         """Return ids and mask as if the policy had sampled the assistant turns."""
@@ -131,11 +173,11 @@ class Chat:
 
     def _special_id(self, token: str) -> int:
         token_id = self.tokenizer.token_to_id(token)
-        assert token_id is not None, "every tokenizer of ours has the special tokens"
+        assert token_id is not None, "a tokenizer without these is refused"
         return token_id
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text).ids
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
 
@@ -165,13 +207,18 @@ def _parse_call(text: str, call_id: str) -> ToolCall:
 
 
 def _render(turns: Sequence[Turn]) -> str:
-    return "".join(map(_render_turn, turns))
+    # The tools' answers to one turn travel in one user turn, as in Qwen's own template.
+    text = ""
+    for role, together in itertools.groupby(turns, key=lambda turn: turn.role):
+        if role == "tool":
+            text += _message("user", "\n".join(map(_body, together)))
+        else:
+            text += "".join(_message(role, _body(turn)) for turn in together)
+    return text
 
 
-def _render_turn(turn: Turn) -> str:
-    # A tool's answer travels in a user turn, as in Qwen's own template.
-    role = "user" if turn.role == "tool" else turn.role
-    return f"<|im_start|>{role}\n{_body(turn)}{END}\n"
+def _message(role: str, body: str) -> str:
+    return f"<|im_start|>{role}\n{body}{END}\n"
 
 
 def _body(turn: Turn) -> str:

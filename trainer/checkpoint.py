@@ -2,12 +2,13 @@
 
     <output-dir>/run.json                  which run this is, with which settings; written before the first step
     <output-dir>/step-00000012.pt          the state before global step 12
+    <output-dir>/best.pt                   the state with the best evaluation so far
     <output-dir>/lock                      held by the process that trains here
 
 Invariants
 ----------
 * A file under its final name is complete: it is written under another name, synced and renamed.
-* The newest two are kept: if the newest cannot be read, the one before it serves.
+* The newest few are kept: if the newest cannot be read, the one before it serves.
 * Loading runs no code from the file (`weights_only`).
 
 What the state is made of is the loop's business.
@@ -32,7 +33,6 @@ import torch
 
 from trainer.errors import CheckpointError
 
-KEPT = 2
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
@@ -62,13 +62,28 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def save(directory: Path, step: int, state: Mapping[str, Any]) -> Path:
-    """Write the state before global step `step`, and delete all but the newest checkpoints."""
+def save(directory: Path, step: int, state: Mapping[str, Any], kept: int) -> Path:
+    """Write the state before global step `step`, and delete all but the newest `kept` checkpoints."""
     path = directory / f"step-{step:08d}.pt"
     _write_whole(path, lambda file: torch.save(dict(state), file))
-    for old in _checkpoints(directory)[:-KEPT]:
+    for old in _checkpoints(directory)[:-kept]:
         old.unlink(missing_ok=True)
     return path
+
+
+def save_best(directory: Path, state: Mapping[str, Any]) -> Path:
+    """Write the state with the best evaluation so far, in the place of the one before."""
+    path = directory / "best.pt"
+    _write_whole(path, lambda file: torch.save(dict(state), file))
+    return path
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return the state in one file."""
+    try:
+        return _load(path)
+    except _UNREADABLE as error:
+        raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {_reason(error)}.") from None
 
 
 def load_newest(directory: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
@@ -76,17 +91,28 @@ def load_newest(directory: Path, warn: Callable[[str], None]) -> dict[str, Any] 
     paths = _checkpoints(directory)
     for path in reversed(paths):
         try:
-            state: dict[str, Any] = torch.load(path, weights_only=True)
-            return state
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            warn(f"checkpoint {str(path)!r} cannot be read ({reason}); trying the one before it.")
+            return _load(path)
+        except _UNREADABLE as error:
+            warn(f"checkpoint {str(path)!r} cannot be read ({_reason(error)}); trying the one before it.")
     if paths:
         raise CheckpointError(
             f"none of the {len(paths)} checkpoints in {str(directory)!r} can be read. "
             "Choose another --run-name to train anew; the log of the old run is untouched."
         )
     return None
+
+
+_UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    # On the CPU first: the machine that goes on need not have the GPUs of the one that saved.
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    return state
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def write_run_file(directory: Path, run: RunFile) -> None:

@@ -2,24 +2,97 @@
 
 Exit codes: 0 done; 1 it ran and failed; 2 wrong usage, or data or a checkpoint that cannot be used as asked.
 
+The flags are those of the scripts whose place it takes, in both of their spellings (`--group-size`, `--group_size`);
+each is a setting, as `--set` would give it. A setting is given by, the stronger first: a flag or `--set`, an environment variable
+(also from `.env`), `--quick`, the recipe.
+
 `torch` is imported by the recipe that needs it: `--help` and `recipes` do not.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.table import Table
 
 from eventlog import EventlogError
+from eventlog.dotenv import load_dotenv
 from trainer import recipes
 from trainer.config import parse_pairs
 from trainer.errors import Refused
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+# Flag → the setting that it gives.
+SETTING_FLAGS = {
+    "seed": "seed",
+    "lr": "lr",
+    "model_name": "model_name",
+    "group_size": "group_size",
+    "rollouts_per_step": "rollouts_per_step",
+    "batch_size": "rollouts_per_step",
+    "train_batch_size": "train_batch_size",
+    "temperature": "temperature",
+    "max_length": "max_length",
+    "max_prompts": "max_prompts",
+    "checkpoint_interval": "checkpoint_interval",
+    "num_epochs": "epochs",
+    "model_path": "model_path",
+    "dataset_names": "dataset_names",
+}
+_WHAT_THEY_ARE = {
+    "seed": "Of everything that is drawn.",
+    "lr": "Learning rate.",
+    "model_name": "A Hugging Face model, by name or directory; default: a tiny one, trained from nothing.",
+    "group_size": "Trajectories of one problem.",
+    "rollouts_per_step": "Problems of one rollout batch.",
+    "batch_size": "The same as --rollouts-per-step.",
+    "train_batch_size": "Trajectories of one optimiser step.",
+    "temperature": "Of sampling.",
+    "max_length": "Tokens of a trajectory.",
+    "max_prompts": "Problems to train on, at most.",
+    "checkpoint_interval": "Rollout batches from one checkpoint to the next.",
+    "num_epochs": "Passes over the problems, in place of a number of steps.",
+    "model_path": "joint_controller: a directory with its adaptive model.",
+    "dataset_names": "joint_controller: its families of samples, one or more.",
+}
+
+
+class _ListsAfterFlags(click.Command):
+    """A command whose `--dataset_names a b c` takes all that follows, as argparse's `nargs="+"` does."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        joined: list[str] = []
+        places = iter(range(len(args)))
+        for i in places:
+            joined.append(args[i])
+            if args[i] in ("--dataset-names", "--dataset_names"):
+                names = []
+                while i + 1 < len(args) and not args[i + 1].startswith("-"):
+                    i = next(places)
+                    names.append(args[i])
+                joined.append(",".join(names))
+        return super().parse_args(ctx, joined)
+
+
+def _flag(name: str, **options: Any) -> Callable[[F], F]:
+    """An option in both spellings: `--wandb-project` and `--wandb_project`."""
+    return click.option(*dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}")), name, **options)
+
+
+def _setting_flags(command: F) -> F:
+    for name, text in reversed(_WHAT_THEY_ARE.items()):
+        command = _flag(name, metavar="VALUE", help=text)(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def main() -> None:
     """Train small policies with GRPO; everything is logged by eventlog."""
 
@@ -27,34 +100,63 @@ def main() -> None:
 @main.command("recipes")
 def list_recipes() -> None:
     """List the recipes."""
+    table = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
     for name, summary in recipes.SUMMARIES.items():
-        click.echo(f"{name}   {summary}")
+        table.add_row(name, summary)
+    Console().print(table)
 
 
-@main.command()
+@main.command(cls=_ListsAfterFlags)
 @click.argument("recipe")
 @click.option("--quick", is_flag=True, help="The small version: a minute or two on two cores.")
-@click.option("--seed", type=click.IntRange(min=0), help="The same as --set seed=N.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Change one setting; repeatable.")
-@click.option("--run-name", help="The run's name. Default: $WANDB_NAME, $RUN_ID, or the recipe and the time.")
+@click.option(
+    "--run-name",
+    "--wandb_name",
+    "run_name",
+    help="The run's name. Default: $WANDB_NAME, $RUN_ID, or the recipe and the time.",
+)
 @click.option(
     "--root", type=click.Path(path_type=Path), help="Where the log goes. Default: $EVENTLOG_ROOT or ./runs."
 )
 @click.option("--resume", is_flag=True, help="Continue the run of this name; start it if there is none.")
+@_flag("output_dir", type=click.Path(path_type=Path), help="Checkpoints. Default: ./checkpoints/<run name>.")
 @click.option(
-    "--output-dir", type=click.Path(path_type=Path), help="Checkpoints. Default: ./checkpoints/<run name>."
+    "--data",
+    type=click.Path(path_type=Path),
+    help="A file or directory of problems, as the recipe reads them.",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="A file of problems, as the recipe reads them.")
+@_setting_flags
+@click.option(
+    "--wandb/--no-wandb",
+    "--use_wandb",
+    "wandb",
+    default=None,
+    help="Whether syncd uploads the run by itself. Without: only `syncd sync` does. [default: wandb; joint_controller: no-wandb]",
+)
+@_flag("wandb_project", help="Default: $WANDB_PROJECT, else the recipe's.")
+@_flag("wandb_entity", help="Default: $WANDB_ENTITY.")
+@_flag(
+    "log_dir",
+    type=click.Path(path_type=Path),
+    help="Write the metrics for TensorBoard too, into this directory.",
+)
+@_flag("results_dir", type=click.Path(path_type=Path), help="The same as --log-dir.")
 def train(
     recipe: str,
     quick: bool,
-    seed: int | None,
     pairs: tuple[str, ...],
     run_name: str | None,
     root: Path | None,
     resume: bool,
     output_dir: Path | None,
     data: Path | None,
+    wandb: bool | None,
+    wandb_project: str | None,
+    wandb_entity: str | None,
+    log_dir: Path | None,
+    results_dir: Path | None,
+    **flags: str | None,
 ) -> None:
     """Train RECIPE: warm up, then GRPO, evaluating on held-out problems.
 
@@ -63,24 +165,51 @@ def train(
     trainer train calculator --quick --seed 1 --set steps=20 --run-name try1
     trainer train calculator --resume --run-name try1
     """
-    # Idle threads that spin cost the other core its time; it must be set before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    say = Console(highlight=False, soft_wrap=True, markup=False).print
-    try:
-        overrides = parse_pairs(pairs) | ({} if seed is None else {"seed": str(seed)})
+    console = Console(highlight=False)
+    with _refusals():
         loaded = recipes.load(recipe)
         from trainer.launch import Request, launch  # not at the top: it imports torch
 
-        request = Request(overrides, quick, run_name, root, output_dir, data, resume)
-        outcome = launch(loaded, request, say)
+        given = {SETTING_FLAGS[flag]: value for flag, value in flags.items() if value is not None}
+        # Without W&B the curves are looked at in TensorBoard, as these scripts have it.
+        uploads = loaded.uploads if wandb is None else wandb
+        request = Request(
+            overrides={**parse_pairs(pairs), **given},
+            quick=quick,
+            name=run_name,
+            root=root,
+            output_dir=output_dir,
+            data=data,
+            resume=resume,
+            project=wandb_project,
+            entity=wandb_entity,
+            tensorboard=log_dir or results_dir or (loaded.tensorboard or wandb is False),
+            uploads=uploads,
+        )
+        outcome = launch(loaded, request, console)
+    before, after = outcome.reward_before, outcome.reward_after
+    if before is None or after is None:
+        news = "no held-out episode could be graded"
+    else:
+        news = f"held-out reward {before:.3f} → {after:.3f} ({after - before:+.3f})"
+    console.print(f"{outcome.name}: {news} in {outcome.duration_s:.0f} s", markup=False, soft_wrap=True)
+    console.print(
+        f"log: {outcome.run_dir}   checkpoints: {outcome.checkpoints}", markup=False, soft_wrap=True
+    )
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what is refused into a sentence and exit code 2."""
+    # Idle threads that spin cost the other core its time; it must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name, value in load_dotenv().items():
+        os.environ.setdefault(name, value)
+    try:
+        yield
     except (Refused, EventlogError) as error:
         raise click.UsageError(str(error)) from None
     except ModuleNotFoundError as error:
         raise click.ClickException(
             f"{error.name!r} is not installed, and training needs it. Install `tidelog[trainer]`."
         ) from None
-    before, after = outcome.reward_before, outcome.reward_after
-    say(
-        f"{outcome.name}: held-out reward {before:.3f} → {after:.3f} ({after - before:+.3f}) in {outcome.duration_s:.0f} s"
-    )
-    say(f"log: {outcome.run_dir}   checkpoints: {outcome.checkpoints}")

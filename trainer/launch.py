@@ -8,6 +8,7 @@ Invariants
 * Everything that can be refused is refused before the run exists: a bad setting leaves no trace.
 * A directory holds one run. It is continued only by `resume`, and only with the settings and problems it began with.
 * Killed at any instant, the same call with `resume` goes on; what was not in a checkpoint is done again, the same.
+* Of several ranks, the first one's directory, run id and first weights are everybody's.
 """
 
 from __future__ import annotations
@@ -15,22 +16,35 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 
 import eventlog
+from eventlog import reader
 from trainer import checkpoint, loop
+from trainer.chat import Chat
 from trainer.checkpoint import RunFile
-from trainer.config import Settings, changed_keys, with_overrides
+from trainer.collectors import Collector
+from trainer.collectors.ranks import Accelerate, Ranks
+from trainer.compute import Compute, compute_of
+from trainer.config import Settings, changed_keys, from_variables, with_overrides
 from trainer.errors import CheckpointError
-from trainer.loop import Problems, State
+from trainer.loop import Course, Logged, State
+from trainer.models import chat_of, count_parameters, model_of, with_adapter
+from trainer.policy import Engine
 from trainer.policy.transformers import TransformersEngine
+from trainer.problems import Problems
+from trainer.progress import Progress
 from trainer.recipes import Recipe
+from trainer.rollout import play
+from trainer.tasks import Task
 from trainer.warmup import WarmupPoint, warm_up
 
 # Greedy reward during the warm-up: of problems to train on, so that the held-out ones stay unseen. 64 know it to ± 0.06.
@@ -48,6 +62,10 @@ class Request:
     output_dir: Path | None = None
     data: Path | None = None
     resume: bool = False
+    project: str | None = None
+    entity: str | None = None
+    tensorboard: Path | bool = False  # where a mirror of the metrics goes, or that it goes beside the run
+    uploads: bool = True  # whether syncd may upload by itself what is logged
 
 
 @dataclass(frozen=True)
@@ -55,75 +73,79 @@ class Outcome:
     name: str
     run_dir: Path
     checkpoints: Path
-    reward_before: float
-    reward_after: float
+    reward_before: float | None
+    reward_after: float | None
     duration_s: float
 
 
-def launch(recipe: Recipe, request: Request, say: Callable[[str], None]) -> Outcome:
+def launch(recipe: Recipe, request: Request, console: Console) -> Outcome:
     """Run a recipe to its end, and return how it went."""
     started_s = time.perf_counter()
-    name = (
-        request.name or os.environ.get("WANDB_NAME") or os.environ.get("RUN_ID") or _new_name(recipe, request)
-    )
+    compute = compute_of(recipe.compute)
+    name = compute.gather([_name(recipe, request)])[0]
     checkpoints = request.output_dir or Path("checkpoints") / name
     previous = _previous(recipe, request, checkpoints)
+    compute.wait()  # all have looked, before one writes there
     settings = _settings(recipe, request, previous, checkpoints)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    problems = recipe.problems(settings, request.data)
-    say(f"problems: {problems.source}")
-    if previous is not None and previous.data != problems.fingerprint:
-        raise CheckpointError(
-            f"the run in {str(checkpoints)!r} began with other problems than {problems.source}. "
-            "Give the same --data as then, or choose another --run-name."
-        )
+    task = recipe.task(settings)
+    problems = _problems(recipe, request, settings, previous, checkpoints)
+    is_first = compute.index == 0
+    progress = Progress(name, console if is_first else None)
+    progress.say(f"problems: {problems.source}")
+    collectors = [*recipe.collectors(settings), *_of_ranks(recipe, compute)]
 
-    with checkpoint.locked(checkpoints):
-        saved = checkpoint.load_newest(checkpoints, warn=say)
+    with checkpoint.locked(checkpoints) if is_first else nullcontext():
+        saved = checkpoint.load_newest(checkpoints, warn=progress.say)
         with _run(recipe, request, settings, problems, previous, name) as run:
-            run.define_metric("eval/*", step_metric="global_step")
-            run.define_metric("warmup/*", step_metric="warmup/step")
-            # Written again on resume: its length may have changed.
-            checkpoint.write_run_file(
-                checkpoints,
-                RunFile(
-                    recipe.name,
-                    run.id,
-                    previous.name if previous else name,
-                    asdict(settings),
-                    problems.fingerprint,
-                ),
+            _describe(run, recipe, compute, collectors)
+            if is_first:
+                # Written again on resume: its length may have changed.
+                kept_name = previous.name if previous else name
+                checkpoint.write_run_file(
+                    checkpoints,
+                    RunFile(recipe.name, run.id, kept_name, asdict(settings), problems.fingerprint),
+                )
+            state = _state(settings, task, problems, compute, saved, progress)
+            course = Course(
+                run=run,
+                settings=settings,
+                task=task,
+                problems=problems,
+                engine=_engine(settings, state),
+                checkpoints=checkpoints,
+                progress=Progress(name, console if is_first else None, run_dir=Path(run.dir)),
+                collectors=collectors,
+                compute=compute,
+                logged=_logged(run, compute, saved),
             )
-            if saved is None:
-                state = _warmed_up(recipe, settings, problems, say)
-            else:
-                state = _restored(recipe, settings, saved, say)
-            parameters = sum(p.numel() for p in state.model.parameters())
-            run.config.update({"parameters": parameters}, allow_val_change=True)
-            after = loop.train(run, settings, recipe.task(), problems, state, checkpoints, say)
-    assert state.reward_before is not None
-    return Outcome(name, run.dir, checkpoints, state.reward_before, after, time.perf_counter() - started_s)
+            if saved is not None:
+                loop.restore(course, state, saved)
+                progress.say(
+                    f"resumed before step {state.saved_at} of {course.n_batches * settings.updates_per_step}"
+                )
+            n_parameters, n_trained = count_parameters(state.model)
+            run.config.update(
+                {"parameters": n_parameters, "parameters_trained": n_trained}, allow_val_change=True
+            )
+            progress.say(f"Starting training: {name}")
+            with course.progress:
+                after = loop.train(course, state)
+            if is_first:
+                _log_checkpoint(run, name, checkpoints)
+    progress.say(f"Training finished for {name}")
+    return Outcome(
+        name, Path(run.dir), checkpoints, state.reward_before, after, time.perf_counter() - started_s
+    )
 
 
-def _run(
-    recipe: Recipe,
-    request: Request,
-    settings: Settings,
-    problems: Problems,
-    previous: RunFile | None,
-    name: str,
-) -> eventlog.Run:
-    return eventlog.init(
-        # An explicit project would win over the variable.
-        project=None if os.environ.get("WANDB_PROJECT") else recipe.project,
-        name=previous.name if previous else name,
-        # A name that a person chose is the id too: the directory and the page on W&B are called by it.
-        id=previous.run_id if previous else name,
-        resume="allow" if previous else None,
-        root=request.root,
-        config={**asdict(settings), "recipe": recipe.name, "data": problems.source},
-        tags=["grpo", recipe.name],
+# --- before the run ---------------------------------------------------------------------------------------------------
+
+
+def _name(recipe: Recipe, request: Request) -> str:
+    return (
+        request.name or os.environ.get("WANDB_NAME") or os.environ.get("RUN_ID") or _new_name(recipe, request)
     )
 
 
@@ -154,10 +176,15 @@ def _previous(recipe: Recipe, request: Request, checkpoints: Path) -> RunFile | 
     return previous
 
 
+def settings_of(recipe: Recipe, request: Request) -> Settings:
+    """Return what a person asked for: the recipe's defaults, `--quick`, the variables, the flags, the later the stronger."""
+    quick = with_overrides(recipe.settings(), recipe.quick) if request.quick else recipe.settings()
+    return with_overrides(quick, {**from_variables(recipe.variables, os.environ), **request.overrides})
+
+
 def _settings(recipe: Recipe, request: Request, previous: RunFile | None, checkpoints: Path) -> Settings:
     if previous is None:
-        quick = with_overrides(recipe.settings(), recipe.quick) if request.quick else recipe.settings()
-        return with_overrides(quick, request.overrides)
+        return settings_of(recipe, request)
     # A resumed run needs no flags: it has its settings. What is given again must agree with them.
     settings = with_overrides(recipe.settings(), previous.settings)
     wanted = with_overrides(settings, request.overrides)
@@ -171,34 +198,161 @@ def _settings(recipe: Recipe, request: Request, previous: RunFile | None, checkp
     return wanted
 
 
-def _restored(
-    recipe: Recipe, settings: Settings, saved: Mapping[str, Any], say: Callable[[str], None]
+def _problems(
+    recipe: Recipe, request: Request, settings: Settings, previous: RunFile | None, checkpoints: Path
+) -> Problems:
+    problems = recipe.problems(settings, request.data)
+    if settings.max_prompts:
+        problems = replace(problems, train=problems.train[: settings.max_prompts])
+    if previous is not None and previous.data != problems.fingerprint:
+        raise CheckpointError(
+            f"the run in {str(checkpoints)!r} began with other problems than {problems.source}. "
+            "Give the same --data as then, or choose another --run-name."
+        )
+    return problems
+
+
+def _of_ranks(recipe: Recipe, compute: Compute) -> list[Collector]:
+    def sync_gradients() -> bool:
+        return compute.sync_gradients
+
+    if recipe.compute == "accelerate":
+        return [Accelerate(sync_gradients)]
+    if recipe.compute == "ddp":
+        return [Ranks(compute.count, compute.index, compute.local_index, sync_gradients)]
+    return []
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def _run(
+    recipe: Recipe,
+    request: Request,
+    settings: Settings,
+    problems: Problems,
+    previous: RunFile | None,
+    name: str,
+) -> eventlog.Run:
+    return eventlog.init(
+        # An explicit project would win over the variable.
+        project=request.project or (None if os.environ.get("WANDB_PROJECT") else recipe.project),
+        entity=request.entity,
+        name=previous.name if previous else name,
+        # A name that a person chose is the id too: the directory and the page on W&B are called by it.
+        id=previous.run_id if previous else name,
+        resume="allow" if previous else None,
+        root=request.root,
+        config={**asdict(settings), **recipe.config, "recipe": recipe.name, "data": problems.source},
+        tags=list(recipe.tags),
+        mode=None if request.uploads else "offline",
+        tensorboard=str(request.tensorboard)
+        if isinstance(request.tensorboard, Path)
+        else request.tensorboard,
+    )
+
+
+def _describe(run: eventlog.Run, recipe: Recipe, compute: Compute, collectors: list[Collector]) -> None:
+    """Tell the run what its metrics are: their x axes, and their units where one could be taken for another."""
+    run.define_metric("eval/*", step_metric="global_step")
+    run.define_metric("warmup/*", step_metric="warmup/step")
+    units: dict[str, str] = {}
+    for collector in collectors:
+        units |= collector.units
+        for metric, axis in collector.axes.items():
+            run.define_metric(metric, step_metric=axis)
+    if compute.index == 0:
+        about: dict[str, Any] = {"device": str(compute.device)}
+        if units:
+            about["units"] = units
+        if recipe.compute != "single":
+            about["accelerate/device"] = str(compute.device)
+            run.summary["accelerate/device"] = str(compute.device)
+        run.config.update(about, allow_val_change=True)
+
+
+def _logged(run: eventlog.Run, compute: Compute, saved: Mapping[str, Any] | None) -> Logged:
+    """Return what the log holds already of the steps after the checkpoint: what a killed process did and did not save."""
+    if saved is None or run.disabled:
+        return Logged(run.starting_step)
+    known: set[str] = set()
+    for piece in reversed(reader.pieces_of(Path(run.dir), compute.index)):
+        for record in reader.newest_first(Path(run.dir) / piece, "trajectories"):
+            if record.step is not None and record.step < saved["saved_at"]:
+                return Logged(run.starting_step, frozenset(known))
+            known.add(record.data["id"])
+    return Logged(run.starting_step, frozenset(known))
+
+
+def _log_checkpoint(run: eventlog.Run, name: str, checkpoints: Path) -> None:
+    """Make the last and the best checkpoint outputs of the run, by reference: they stay where they are."""
+    artifact = eventlog.Artifact(f"{name}-checkpoint", type="model")
+    for path in sorted(checkpoints.glob("*.pt")):
+        artifact.add_reference(path.resolve().as_uri(), name=path.name)
+    run.log_artifact(artifact, aliases=["latest", "final"])
+
+
+# --- the policy -------------------------------------------------------------------------------------------------------
+
+
+def _state(
+    settings: Settings,
+    task: Task,
+    problems: Problems,
+    compute: Compute,
+    saved: Mapping[str, Any] | None,
+    progress: Progress,
 ) -> State:
-    state = loop.from_checkpoint(saved, lambda vocab_size: recipe.model(settings, vocab_size), settings.lr)
-    say(f"resumed before step {state.saved_at} of {settings.steps * settings.updates_per_step}")
-    return state
-
-
-def _warmed_up(recipe: Recipe, settings: Settings, problems: Problems, say: Callable[[str], None]) -> State:
+    """Return the policy before its first step; of a resumed training, one that is ready to be restored."""
     random.seed(settings.seed)
     np.random.seed(settings.seed)
     torch.manual_seed(settings.seed)
-    task, chat = recipe.task(), recipe.chat(settings, problems)
-    model = recipe.model(settings, chat.vocab_size)
+    chat = (
+        Chat.from_json(saved["tokenizer"])
+        if saved is not None and saved["tokenizer"]
+        else chat_of(settings, task, problems)
+    )
+    model = model_of(settings, chat.vocab_size).to(compute.device)
+    curve: list[WarmupPoint] = []
+    if saved is None and settings.warmup_max_steps and problems.warmup:
+        curve = _warmed_up(settings, task, problems, chat, model, progress)
+    state = State.start(chat, with_adapter(settings, model).to(compute.device), settings.lr, curve)
+    if compute.index:
+        # Each rank draws samples of its own, from here on.
+        torch.manual_seed(settings.seed + 1_000_003 * compute.index)
+    return state
+
+
+def _warmed_up(
+    settings: Settings, task: Task, problems: Problems, chat: Chat, model: Any, progress: Progress
+) -> list[WarmupPoint]:
     engine = TransformersEngine(model, end_id=chat.end_id, pad_id=chat.pad_id)
     unseen = problems.train[:WARMUP_EVAL_SIZE]
-    curve = warm_up(
+
+    def reward() -> float:
+        # Sampled weights change between two evaluations: nothing that was read before holds.
+        engine.sync(model, -1)
+        played = play(unseen, task, chat, engine, loop.limits_of(settings), temperature=0.0)
+        rewards = [t.reward for t in played if t.exception is None and t.reward is not None]
+        return sum(rewards) / max(len(rewards), 1)
+
+    return warm_up(
         model,
         [chat.encode_demonstration(task.demonstrate(problem)) for problem in problems.warmup],
-        lambda: loop.evaluate_greedily(unseen, task, chat, engine, loop.limits_of(settings))["eval/reward"],
+        reward,
         target=settings.warmup_target,
         max_steps=settings.warmup_max_steps,
         seed=settings.seed,
         pad_id=chat.pad_id,
-        progress=lambda point: say(_warmup_line(point, settings)),
+        progress=lambda p: progress.say(f"warm-up {p.step}   loss {p.loss:.3f}   reward {p.reward:.3f}"),
     )
-    return State.start(chat, model, settings.lr, curve)
 
 
-def _warmup_line(point: WarmupPoint, settings: Settings) -> str:
-    return f"warm-up {point.step}   loss {point.loss:.3f}   reward {point.reward:.3f}"
+def _engine(settings: Settings, state: State) -> Engine:
+    if settings.engine == "transformers":
+        return TransformersEngine(state.model, end_id=state.chat.end_id, pad_id=state.chat.pad_id)
+    from trainer.policy.vllm import VLLMEngine
+
+    return VLLMEngine(
+        settings.vllm_url, settings.model_name, end_id=state.chat.end_id, timeout_s=settings.vllm_timeout_s
+    )

@@ -22,6 +22,7 @@ from torch import Tensor
 from eventlog import Trajectory
 from trainer.algorithms import imitation_loss
 from trainer.batch import make_batch
+from trainer.models import device_of
 from trainer.policy.transformers import token_logprobs
 
 # With small batches and many steps copying forms soonest; measured at 8, 16 and 32 demonstrations.
@@ -103,7 +104,7 @@ def _imitate(
         Trajectory(turns=[], token_ids=ids, mask=mask, logprobs=[0.0] * sum(mask))
         for ids, mask in demonstrations
     ]
-    batch = make_batch(given, pad_id)
+    batch = make_batch(given, pad_id).to(device_of(model))
     loss: Tensor = imitation_loss(
         token_logprobs(model, batch.token_ids_BT, batch.mask_BT, 1.0), batch.mask_BT
     )

@@ -88,6 +88,10 @@ class Collector:
         """Return what an evaluation says: of the policy after `at.global_step` updates."""
         return {}
 
+    def of_process(self, at: At) -> Metrics:
+        """Return what each rank logs of itself with every row."""
+        return {}
+
     def state(self) -> dict[str, Any]:
         """Return what accumulated, as plain values."""
         return {}

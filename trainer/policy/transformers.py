@@ -61,12 +61,14 @@ def token_logprobs(model: Any, token_ids_BT: Tensor, mask_BT: Tensor, temperatur
 
 
 class TransformersEngine:
+    exact = True
+
     def __init__(self, model: PreTrainedModel, *, end_id: int, pad_id: int) -> None:
         self._model: Any = model
         self._end_id = end_id
         self._pad_id = pad_id
 
-    def sync(self, model: PreTrainedModel) -> None:
+    def sync(self, model: PreTrainedModel, version: int) -> None:
         self._model = model  # the same process: the weights are shared, not copied
 
     def complete(self, prompts: Sequence[TokenIds], max_new: int, temperature: float) -> list[Completion]:
@@ -74,7 +76,7 @@ class TransformersEngine:
             return self._decode(prompts, max_new, temperature)
 
     def _decode(self, prompts: Sequence[TokenIds], max_new: int, temperature: float) -> list[Completion]:
-        completions: list[Completion] = [([], []) for _ in prompts]
+        completions = [Completion([], []) for _ in prompts]
         if not prompts or max_new < 1:
             return completions
         # A group's prompts are equal at first, and often later: each is read once, then copied for its rows.
@@ -127,3 +129,10 @@ def _draw(logits_BV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     else:
         ids_B = torch.multinomial(logprobs_BV.exp(), 1)[:, 0]
     return ids_B, logprobs_BV.gather(1, ids_B[:, None])[:, 0]
+
+
+def pretrained(name: str, dtype: str) -> PreTrainedModel:
+    """Return a causal language model by its Hugging Face name or from a directory, in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype)).eval()

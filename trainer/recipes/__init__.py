@@ -40,6 +40,10 @@ class Recipe:
     task: Callable[[Any], Task]  # (settings)
     collectors: Callable[[Any], Sequence[Collector]] = _none  # (settings): what it logs beside the loop's own
     tags: tuple[str, ...] = ("grpo",)
+    uploads: bool = True  # whether syncd uploads its runs, unless --wandb or --no-wandb says so
+    tensorboard: bool = False  # whether its metrics are written for TensorBoard too
+    compute: str = "single"  # or accelerate, or ddp: see `trainer.compute`
+    config: Mapping[str, Any] = field(default_factory=dict)  # more of what the run's config says
     variables: Mapping[str, str] = field(default_factory=dict)  # environment variable → setting
 
 

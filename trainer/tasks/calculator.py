@@ -266,6 +266,22 @@ _ANSWER = re.compile(r"####\s*(-?[\d,]*\.?\d+)")
 class CalculatorTask:
     """Call the calculator until the answer is known, then write `#### answer`.  Reward: 1 if it is right, else 0."""
 
+    concurrency = 1
+    tools: Sequence[dict[str, Any]] = (
+        {
+            "type": "function",
+            "function": {
+                "name": "calculator",
+                "description": "Compute an arithmetic expression of numbers and + - * / ( ).",
+                "parameters": {
+                    "type": "object",
+                    "properties": {"expression": {"type": "string"}},
+                    "required": ["expression"],
+                },
+            },
+        },
+    )
+
     def opening(self, problem: Problem) -> list[Turn]:
         return [Turn(role="user", content=problem.question)]
 
@@ -281,7 +297,7 @@ class CalculatorTask:
             "tool_errors": float(sum(call.error is not None for call in calls)),
         }
         right = answer is not None and abs(float(answer) - float(problem.answer)) < 1e-6
-        return Grade(1.0 if right else 0.0, metrics, {"expected": problem.answer})
+        return Grade(float(right), metrics, {"expected": problem.answer}, rewards={"correct": float(right)})
 
     def demonstrate(self, problem: Problem) -> list[Turn]:
         turns = self.opening(problem)

@@ -1,0 +1,158 @@
+"""Watches a training for what people look for when a curve is odd, and says it once, while it can still be stopped.
+
+    rollouts, updates ─▶ signs (is it so now?) ─▶ alarms (it has become so)
+
+Invariants
+----------
+* It decides by what is logged: anybody can find the reason of an alarm in the curves.
+* A sign that lasts is one alarm; it may be another after it was gone.
+* A resumed training raises the alarms that an unbroken one would: what it remembers is in the checkpoint.
+
+It changes nothing in the training, and sends nothing: the loop does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eventlog import Trajectory
+from trainer.collectors import At, Collector, Metrics, UpdateStats, finished, mean, returns_of, std
+
+# Returns are judged by the mean of so many rollout batches: one is noise.
+WINDOW = 3
+# A fall counts if it is this many standard errors of the mean ...
+STANDARD_ERRORS = 4.0
+# ... and this share of the way from the lowest mean seen to the best.
+FALL_SHARE = 0.5
+CLIP_FRACTION_HIGH = 0.3
+ENTROPY_SHARE_LOW = 0.02  # of the first step's
+KL_HIGH = 1.0  # nats per token
+DRIFT_HIGH = 0.1  # mean |difference| of log-probs
+ALL_EQUAL_SHARE = 0.9  # of the groups
+EXCEPTIONS_SHARE = 0.5  # of the trajectories
+
+
+@dataclass(frozen=True)
+class Alarm:
+    title: str
+    text: str
+    level: str  # INFO, WARN or ERROR, as in W&B
+
+
+class Monitor(Collector):
+    def __init__(self) -> None:
+        self._recent: list[float] = []
+        self._best: float | None = None
+        self._worst: float | None = None
+        self._first_entropy: float | None = None
+        self._lasting: list[str] = []
+        self._alarms: list[Alarm] = []
+
+    def alarms(self) -> list[Alarm]:
+        """Return what is to be said now, once."""
+        found, self._alarms = self._alarms, []
+        return found
+
+    def of_rollouts(self, at: At, trajectories: Sequence[Trajectory]) -> Metrics:
+        returns = returns_of(trajectories)
+        if returns:
+            self._look_at_returns(at, returns)
+        groups: dict[str | None, set[float | None]] = {}
+        for trajectory in finished(trajectories):
+            groups.setdefault(trajectory.group, set()).add(trajectory.reward)
+        equal = sum(len(rewards) == 1 for rewards in groups.values())
+        self._sign(
+            "Nothing to learn from",
+            bool(groups) and equal >= ALL_EQUAL_SHARE * len(groups),
+            f"at batch {at.batch_step} the rewards are equal within {equal} of {len(groups)} groups. The problems "
+            "are too easy or too hard for this policy, or it does the same whatever it is asked.",
+            "WARN",
+        )
+        failed = len(trajectories) - len(finished(trajectories))
+        self._sign(
+            "Episodes fail",
+            failed >= EXCEPTIONS_SHARE * max(len(trajectories), 1),
+            f"at batch {at.batch_step} {failed} of {len(trajectories)} episodes raised; the trajectories say what.",
+            "ERROR",
+        )
+        return {}
+
+    def of_update(self, at: At, update: UpdateStats | None, is_batchs_last: bool) -> Metrics:
+        if update is None:
+            return {}
+        if self._first_entropy is None:
+            self._first_entropy = update.entropy
+        self._sign(
+            "The policy has run away",
+            not update.kl <= KL_HIGH,
+            f"at step {at.global_step} its KL from the reference is {update.kl:.3g} nats per token. "
+            "A lower lr, or a higher kl_weight, holds it.",
+            "WARN",
+        )
+        self._sign(
+            "The policy has stopped exploring",
+            update.entropy < ENTROPY_SHARE_LOW * self._first_entropy,
+            f"at step {at.global_step} its entropy is {update.entropy:.3g} nats per token; it began with "
+            f"{self._first_entropy:.3g}.",
+            "INFO",
+        )
+        self._sign(
+            "Updates are clipped",
+            update.clip_fraction > CLIP_FRACTION_HIGH,
+            f"at step {at.global_step} the clip stopped {update.clip_fraction:.0%} of the tokens: "
+            "the steps are larger than the clip allows. A lower lr, or fewer epochs_per_step, makes them smaller.",
+            "WARN",
+        )
+        return {}
+
+    def of_drift(self, at: At, drift: float) -> None:
+        """Take the mean difference between the sampler's log-probs and the policy's."""
+        self._sign(
+            "The sampler is another policy",
+            drift > DRIFT_HIGH,
+            f"at batch {at.batch_step} the server's log-probs differ from the policy's by {drift:.3g} on average: "
+            "it may serve older weights, or other ones.",
+            "ERROR",
+        )
+
+    def _look_at_returns(self, at: At, returns: Sequence[float]) -> None:
+        self._recent = [*self._recent, mean(returns)][-WINDOW:]
+        if len(self._recent) < WINDOW:
+            return
+        now = mean(self._recent)
+        best = now if self._best is None else self._best
+        worst = now if self._worst is None else self._worst
+        error = std(returns, unbiased=False) / math.sqrt(len(returns) * WINDOW)
+        # Against the worst before this one: what falls below all that was seen has fallen all the way.
+        fall, way = best - now, best - min(worst, now)
+        self._sign(
+            "The reward collapsed",
+            fall > STANDARD_ERRORS * error and fall > FALL_SHARE * way and fall > 0.1 * max(abs(best), 1e-9),
+            f"at batch {at.batch_step} the mean return of the last {WINDOW} batches is {now:.3f}; it has been "
+            f"{best:.3f}. A lower lr may have kept it; best.pt is the state with the best evaluation.",
+            "ERROR",
+        )
+        self._best, self._worst = max(best, now), min(worst, now)
+
+    def _sign(self, title: str, is_so: bool, text: str, level: str) -> None:
+        if not is_so:
+            self._lasting = [lasting for lasting in self._lasting if lasting != title]
+        elif title not in self._lasting:
+            self._lasting.append(title)
+            self._alarms.append(Alarm(title, text, level))
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "recent": self._recent,
+            "best": self._best,
+            "worst": self._worst,
+            "first_entropy": self._first_entropy,
+            "lasting": self._lasting,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._recent, self._best, self._worst = list(state["recent"]), state["best"], state["worst"]
+        self._first_entropy, self._lasting = state["first_entropy"], list(state["lasting"])
