@@ -31,7 +31,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone
 from email.header import decode_header, make_header
 from pathlib import Path
@@ -575,7 +575,7 @@ def _phrase(keyword: str) -> str:
 
 # --- out of nothing ---------------------------------------------------------------------------------------------------
 
-_PEOPLE = [
+_PEOPLE = (
     "ann",
     "bob",
     "carla",
@@ -590,28 +590,20 @@ _PEOPLE = [
     "leo",
     "mona",
     "nick",
-    "olga",
-    "paul",
-    "rita",
-    "sam",
-    "tina",
-    "victor",
-]
-_TOPICS = [
+)
+_TOPICS = (
+    "audit",
     "budget",
-    "invoice",
     "contract",
-    "schedule",
-    "meter",
-    "storage",
+    "invoice",
+    "payroll",
     "pipeline",
     "report",
+    "storage",
     "training",
-    "payroll",
     "travel",
-    "audit",
-]
-_PLACES = [
+)
+_PLACES = (
     "austin",
     "boston",
     "chicago",
@@ -622,10 +614,9 @@ _PLACES = [
     "madrid",
     "oslo",
     "paris",
-    "tampa",
     "tulsa",
-]
-_THINGS = ["deal", "meter", "order", "ticket"]
+)
+_THINGS = ("deal", "meter", "order", "ticket")
 _TEXTS = (
     "please look at {thing} {number} for {place} before we talk about the {topic} .",
     "the {topic} for {place} is done . {thing} {number} is the one to use . thanks , {who}",
@@ -659,3 +650,49 @@ def generate(n: int, seed: int) -> list[Mail]:
             )
         )
     return mails
+
+
+def disguised(mails: Sequence[Mail], seed: int) -> list[Mail]:
+    """Return the same mails with other days, other message ids, and other numbers in their text.
+
+    The language stays what it is, and nothing of it can be answered by heart: out of a few hundred mails come as many
+    demonstrations as copying takes to learn.
+    """
+    rng = random.Random(f"disguise {seed}")
+    days = sorted(mail.date[:10] for mail in mails if mail.date)
+    taken: set[str] = set()
+    found = []
+    for mail in mails:
+        message_id = mail.message_id
+        while message_id in taken or message_id == mail.message_id:
+            message_id = _other_digits(mail.message_id, rng)
+        taken.add(message_id)
+        found.append(
+            replace(
+                mail,
+                message_id=message_id,
+                date=_day_between(days[0], days[-1], rng) if mail.date else "",
+                subject=_renumbered(mail.subject, rng),
+                body=_renumbered(mail.body, rng),
+            )
+        )
+    return found
+
+
+def _other_digits(message_id: str, rng: random.Random) -> str:
+    """Return a message id of the same form, with another last number; one that has none gets one."""
+    numbers = list(re.finditer(r"\d+", message_id))
+    if not numbers or len(numbers[-1][0]) < 4:  # too few to tell mails apart
+        return f"{message_id}-{rng.randrange(10_000):04}"
+    begin, end = numbers[-1].span()
+    return message_id[:begin] + "".join(rng.choices("0123456789", k=end - begin)) + message_id[end:]
+
+
+def _day_between(first: str, last: str, rng: random.Random) -> str:
+    begin = date.fromisoformat(first)
+    return (begin + timedelta(days=rng.randint(0, (date.fromisoformat(last) - begin).days))).isoformat()
+
+
+def _renumbered(text: str, rng: random.Random) -> str:
+    # Short numbers are days and hours: they stay what they can be.
+    return re.sub(r"\d{3,}", lambda number: "".join(rng.choices("0123456789", k=len(number[0]))), text)

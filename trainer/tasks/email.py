@@ -31,9 +31,11 @@ There is no model, token or network here, but for the judge that is handed in. I
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,9 +64,16 @@ class Question:
 
 # --- questions --------------------------------------------------------------------------------------------------------
 
-_WORD = re.compile(r"\b(?:[a-z]{3,8}|\d{2,6})\b")
+_WORD = re.compile(r"\b[a-z]{4,10}\b")
+_CODE = re.compile(r"\b\d{3,4}\b")
 _GREETING = re.compile(r"([a-z]{3,12}) ?[,:-] ?\n", re.IGNORECASE)
 _NUMBER = re.compile(r"\b(meter|deal|contract|order|ticket|sitara)s? #? ?(\d{3,8})(?!\d)", re.IGNORECASE)
+# A word that one mail in so many has is no rarity: a small vocabulary has a token for it.
+COMMON = 25
+# Keywords are from a mail's beginning.
+KEYWORD_CHARS = 600
+# Of a large inbox, only so many mails are asked about.
+MAX_ASKED = 10_000
 # What stands where a name does.
 _NO_NAMES = frozenset({"all", "everybody", "everyone", "fyi", "hello", "hey", "note", "thanks"})
 
@@ -72,13 +81,17 @@ _NO_NAMES = frozenset({"all", "everybody", "everyone", "fyi", "hello", "hey", "n
 def questions_of(inbox: Inbox, seed: int, *, body_chars: int, per_mail: int = 8) -> list[Question]:
     """Return questions whose answers can be found by searching, reading and copying, in an order that is the seed's.
 
-    Their keywords are one or two words that only this mail has; words and answers stand in its first `body_chars`.
+    A mail is asked for by a number in it, alone or with a word, that no other mail has: "meter", "1517". Answers stand
+    in the first `body_chars` of a body.
     """
     rng = random.Random(f"questions {seed}")
+    mails = list(itertools.islice(inbox, MAX_ASKED))
+    n_mails = Counter(word for mail in mails for word in _words(mail))
     questions: dict[str, Question] = {}
-    for mail in inbox:
+    for mail in mails:
         asks = list(_asks(mail, body_chars))
-        for keywords in _keywords(inbox, mail, body_chars, rng, per_mail if asks else 0):
+        common = [word for word in _words(mail) if n_mails[word] * COMMON >= len(mails)]
+        for keywords in _keywords(inbox, mail, common, rng, per_mail if asks else 0):
             ask, answer = rng.choice(asks)
             if answer not in keywords:
                 text = ask.format(", ".join(f'"{keyword}"' for keyword in keywords))
@@ -110,17 +123,22 @@ def _asks(mail: Mail, body_chars: int) -> Iterator[tuple[str, str]]:
             yield f"Which {kind.lower()} number is in the mail about {{}}?", number
 
 
+def _words(mail: Mail) -> list[str]:
+    return list(dict.fromkeys(_WORD.findall(_beginning(mail))))
+
+
+def _beginning(mail: Mail) -> str:
+    return f"{mail.subject} {mail.body[:KEYWORD_CHARS]}".lower()
+
+
 def _keywords(
-    inbox: Inbox, mail: Mail, body_chars: int, rng: random.Random, n: int
+    inbox: Inbox, mail: Mail, common: Sequence[str], rng: random.Random, n: int
 ) -> Iterator[tuple[str, ...]]:
-    """Yield up to `n` tuples of one or two words that find this mail and no other; a half is from the subject."""
-    subject = list(dict.fromkeys(_WORD.findall(mail.subject.lower())))
-    body = [word for word in dict.fromkeys(_WORD.findall(mail.body[:body_chars].lower())) if len(word) > 3]
-    candidates: list[tuple[str, ...]] = [(word,) for word in subject + body]
-    candidates += [(a, b) for i, a in enumerate(subject) for b in subject[i + 1 :] + body if a != b]
-    rng.shuffle(candidates)
-    candidates.sort(key=len)
-    for keywords in candidates[: 6 * n]:
+    """Yield up to `n` tuples of keywords that find this mail and no other."""
+    numbers = list(dict.fromkeys(_CODE.findall(_beginning(mail))))
+    candidates: list[tuple[str, ...]] = [(number,) for number in numbers]
+    candidates += itertools.product(common, numbers)
+    for keywords in rng.sample(candidates, min(len(candidates), 4 * n)):
         if n and inbox.having(keywords, 2) == [mail.message_id]:
             n -= 1
             yield keywords
