@@ -20,7 +20,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -100,8 +99,8 @@ class Artifact:
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.aliases: list[str] = []
         self.tags: list[str] = []
-        self.client_id = secrets.token_hex(64)
-        self.sequence_client_id = secrets.token_hex(64)
+        self.client_id = os.urandom(64).hex()
+        self.sequence_client_id = os.urandom(64).hex()
         self.entries: dict[str, Entry] = {}
         self._is_final = False
         self._added: dict[int, tuple[Value, str]] = {}

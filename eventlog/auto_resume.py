@@ -13,7 +13,6 @@ Whether the run can be continued is decided by `entry`.
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def remembered(root: Path, project: str) -> str | None:
 def remember(root: Path, project: str, run_id: str) -> None:
     """Let the next process continue this run, unless it is forgotten first."""
     file = _file(root, project)
-    temporary = file.with_name(f"{_FILE}.{secrets.token_hex(4)}")
+    temporary = file.with_name(f"{_FILE}.{os.urandom(4).hex()}")
     with suppress(OSError):
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -123,7 +122,7 @@ class Entry:
 
 def random_id() -> str:
     """Return a run id as W&B makes them."""
-    return "".join(secrets.choice(_ID_ALPHABET) for _ in range(8))
+    return "".join(_ID_ALPHABET[byte % len(_ID_ALPHABET)] for byte in os.urandom(8))
 
 
 def enter(

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import marshal
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -187,7 +186,7 @@ class Writing:
         self._dir = piece_dir
         self._header = header
         self._columns = schema(header.stream).names
-        self._path = piece_dir / f"{TEMPORARY}{secrets.token_hex(4)}"
+        self._path = piece_dir / f"{TEMPORARY}{os.urandom(4).hex()}"
         self._file = _create(self._path)
         self._writer = pq.ParquetWriter(
             self._file,
@@ -275,10 +274,16 @@ def _create(path: Path) -> BinaryIO:
 
 
 def _digest(records: Sequence[Record]) -> bytes:
-    rows = [
-        (r.seq, r.time_us, r.kind, r.step, r.commit, r.data, sorted(r.lossy, key=repr) if r.lossy else None)
-        for r in records
-    ]
+    """Return what only these records in this order have."""
+    # The names of the keys once for all records that have them: they are most of the bytes, and of the time.
+    shapes: dict[tuple[str, ...], list[Any]] = {}
+    for r in records:
+        shape = r.kind, *r.data
+        if shape not in shapes:
+            shapes[shape] = []
+        lossy = sorted(r.lossy, key=repr) if r.lossy else None
+        shapes[shape] += r.seq, r.time_us, r.step, r.commit, lossy, *r.data.values()
     # Unlike JSON it tells all values apart: NaN and None, 1 and 1.0, 0.0 and -0.0. Version 2 has no references, so that
     # equal values are equal bytes.
+    rows = [[record.seq for record in records], list(shapes.items())]
     return hashlib.blake2b(marshal.dumps(rows, 2), digest_size=16).digest()

@@ -15,8 +15,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
-import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -50,7 +48,7 @@ class RunIdentity:
 
     @classmethod
     def new(cls, project: str, run_id: str, entity: str | None) -> RunIdentity:
-        return cls(secrets.token_hex(16), project, run_id, entity, time.time_ns() // 1000)
+        return cls(os.urandom(16).hex(), project, run_id, entity, time.time_ns() // 1000)
 
     def directory(self, root: Path) -> Path:
         return root / directory_name(self.project) / directory_name(self.run_id)
@@ -90,7 +88,7 @@ class RunIdentity:
         Processes that start the same run at once agree on whichever was first.
         """
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = run_dir / f".{RUN_FILE}.{secrets.token_hex(4)}"
+        temporary = run_dir / f".{RUN_FILE}.{os.urandom(4).hex()}"
         content = {
             "format": FORMAT,
             "log_id": self.log_id,
@@ -121,7 +119,7 @@ class Piece:
     def __init__(self, directory: Path) -> None:
         self.dir = directory
         self.writer = directory.name
-        self.token = secrets.token_hex(4)
+        self.token = os.urandom(4).hex()
         self._lock_fd = -1
         unborn = directory / f".{LOCK_FILE}.new"
         try:
@@ -184,7 +182,7 @@ def claim_primary(run_dir: Path) -> Piece:
 def claim_secondary(run_dir: Path, label: str) -> Piece:
     """Claim a directory for a writer beside the primary: `label` is `rank3`, `fork` or `second`."""
     while True:
-        directory = run_dir / f"{label}-{secrets.token_hex(4)}"
+        directory = run_dir / f"{label}-{os.urandom(4).hex()}"
         try:
             directory.mkdir(mode=0o700)
         except FileExistsError:
@@ -262,7 +260,7 @@ def ran_here(text: Mapping[str, Any]) -> bool:
 
 @cache
 def this_host() -> str:
-    return socket.gethostname()
+    return os.uname().nodename
 
 
 @cache

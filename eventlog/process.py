@@ -14,10 +14,13 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eventlog.piece import this_boot_id, this_host
 from eventlog.redact import redacted_argv, without_credentials
+
+if TYPE_CHECKING:
+    import subprocess
 
 # Set by torchrun and accelerate, Slurm, Open MPI, MPICH and Intel MPI, MVAPICH, Cray's PALS and Flux, in the order in
 # which they are believed.
@@ -74,7 +77,7 @@ def facts(version: str, given: Mapping[str, Any] | None = None, with_git: bool =
         "executable": sys.executable,
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
-        "os": platform.platform(),
+        "os": _operating_system(),
         "cpu_count": os.cpu_count(),
         "machine": machine(os.environ),
         "email": given.get("email") or os.environ.get("WANDB_USER_EMAIL") or None,
@@ -150,6 +153,14 @@ def _slurm(environ: Mapping[str, str]) -> dict[str, str]:
     return {name.removeprefix("SLURM_").lower(): without_credentials(environ[name]) for name in sorted(names)}
 
 
+def _operating_system() -> str:
+    """Return what `platform.platform()` says, which starts a process for a part that it leaves out then."""
+    system = os.uname()
+    if system.sysname != "Linux":
+        return platform.platform()
+    return f"Linux-{system.release}-{system.machine}-with-{''.join(platform.libc_ver())}"
+
+
 def _cwd() -> str | None:
     try:
         return os.getcwd()
@@ -169,26 +180,40 @@ def _git(repository: Path | None, given: Mapping[str, Any]) -> dict[str, str | N
     if repository is None and not given:
         return None
     remote, commit = given.get("remote"), given.get("commit")
-    if repository is not None:
-        remote = remote or _git_says("config", "--get", "remote.origin.url")
-        commit = commit or _git_says("rev-parse", "--verify", "HEAD")
+    if repository is not None and not (remote and commit):
+        found = _git_says(("config", "--get", "remote.origin.url"), ("rev-parse", "--verify", "HEAD"))
+        remote, commit = remote or found[0], commit or found[1]
     return {
         "commit": commit,
         "remote": without_credentials(remote) if remote else None,
     }
 
 
-def _git_says(*arguments: str) -> str | None:
+def _git_says(*questions: tuple[str, ...]) -> list[str | None]:
+    """Return git's answers, None where it has none.  It is asked all at once: each takes some milliseconds."""
     import subprocess
 
-    try:
-        answer = subprocess.run(
-            ["git", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_GIT_TIMEOUT_S,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.decode("utf-8", "replace").strip() or None
+    asked: list[subprocess.Popen[bytes]] = []
+    with suppress(OSError):
+        for question in questions:
+            git = subprocess.Popen(
+                ["git", *question],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            asked.append(git)
+    answers = [_answer(git) for git in asked]
+    return [*answers, *[None] * (len(questions) - len(asked))]
+
+
+def _answer(git: subprocess.Popen[bytes]) -> str | None:
+    import subprocess
+
+    with git:
+        try:
+            answer, _ = git.communicate(timeout=_GIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            git.kill()
+            return None
+    return answer.decode("utf-8", "replace").strip() or None if git.returncode == 0 else None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def register(root: Path) -> None:
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX)
         roots = [*registered(), root]
-        temporary = directory / f".{ROOTS_FILE}.{secrets.token_hex(4)}"
+        temporary = directory / f".{ROOTS_FILE}.{os.urandom(4).hex()}"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, orjson.dumps([str(known) for known in dict.fromkeys(roots)]) + b"\n")
@@ -89,7 +88,7 @@ def link_latest(root: Path, run_dir: Path) -> None:
     """Let `<root>/latest` lead to a run, for people; where that name is taken, it leads nowhere."""
     link = root / LATEST
     if link.is_symlink() or not link.exists():
-        temporary = root / f".{LATEST}.{secrets.token_hex(4)}"
+        temporary = root / f".{LATEST}.{os.urandom(4).hex()}"
         with suppress(OSError):
             os.symlink(os.path.relpath(run_dir, root), temporary)
             os.replace(temporary, link)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from pathlib import Path
 
 from eventlog.piece import primaries
@@ -35,7 +34,7 @@ def restore(run_dir: Path, name: str, where: Path) -> bool:
     if content.is_symlink() or not content.is_file() or digests(content).sha256 != sha256:
         return False
     where.parent.mkdir(parents=True, exist_ok=True)
-    temporary = where.with_name(f".{where.name}.{secrets.token_hex(4)}")
+    temporary = where.with_name(f".{where.name}.{os.urandom(4).hex()}")
     shutil.copyfile(content, temporary)
     os.replace(temporary, where)
     return True

@@ -16,6 +16,7 @@ What is closed, and what is acknowledged, is decided by names, locks and cursors
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -71,7 +72,7 @@ def seal(run_dir: Path, progress: Callable[[int], object] = lambda size: None) -
     """
     outcome = Outcome()
     for writer in writers(run_dir):
-        with _alone(run_dir / writer) as is_alone:
+        with _alone(run_dir / writer) as is_alone, _without_collector():
             if not is_alone:
                 outcome.is_busy = True
                 continue
@@ -376,6 +377,18 @@ def _alone(piece_dir: Path) -> Iterator[bool]:
     finally:
         if fd is not None:
             os.close(fd)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep the garbage collector from looking through the records again and again: it would find no cycle in them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _size(path: Path) -> int:

@@ -14,10 +14,13 @@ There is no file here.  pyarrow is imported by what needs it, since a training s
 
 from __future__ import annotations
 
-from collections import Counter
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import accumulate, chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -142,27 +145,44 @@ def _cell_table(records: Sequence[Record], stream: str) -> pa.Table:
                 shapes[shape] = [record]
         else:
             others.append(record)
-    times: Counter[tuple[str, str]] = Counter()
-    for (kind, keys), alike in shapes.items():
-        times.update({(kind, key): len(alike) for key in keys})
-    by_key: dict[tuple[str, str], list[pa.Table]] = {}
-    few: list[tuple[str, str, int, int, Record]] = []
-    for (kind, keys), alike in shapes.items():
-        said = _said(alike)
+    # Where a key stands in which shapes; keys that stand at the same places in the same records go together.
+    places: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for n, (kind, keys) in enumerate(shapes):
         for place, key in enumerate(keys):
-            if times[kind, key] >= _MANY:
-                cells = _cells(key, alike)
-                by_key.setdefault((kind, key), []).append(_table(said, kind, place, key, cells, stream))
-            else:
-                few.extend((kind, key, record.seq, place, record) for record in alike)
-    tables = [_rows_of_their_own(others, stream)] if others else []
-    for name in sorted(by_key):
-        found = by_key[name]
-        # Records of several shapes: their rows take turns.
-        tables.append(found[0] if len(found) == 1 else pa.concat_tables(found).sort_by("seq"))
+            places.setdefault((kind, key), []).append((n, place))
+    together: dict[tuple[int, ...], list[tuple[str, str]]] = {}
+    for name, standing in places.items():
+        together.setdefault(tuple(n for n, _ in standing), []).append(name)
+    alike = list(shapes.values())
+    tables: dict[tuple[str, str], pa.Table] = {}
+    few: list[tuple[str, str, int, int, Record]] = []
+    for of_shapes, names in together.items():
+        if sum(len(alike[n]) for n in of_shapes) < _MANY:
+            for kind, key in names:
+                for n, place in places[kind, key]:
+                    few.extend((kind, key, record.seq, place, record) for record in alike[n])
+            continue
+        holders = alike[of_shapes[0]] if len(of_shapes) == 1 else _in_order(alike[n] for n in of_shapes)
+        said = _said(holders)
+        for kind, key in names:
+            nth = _nth(places[kind, key], alike)
+            tables[kind, key] = _table(said, kind, nth, key, _cells(key, holders), stream)
+    found = [_rows_of_their_own(others, stream)] if others else []
+    found += [tables[name] for name in sorted(tables)]
     if few:
-        tables.append(_table_of_few(few, stream))
-    return pa.concat_tables(tables) if tables else schema(stream).empty_table()
+        found.append(_table_of_few(few, stream))
+    return pa.concat_tables(found) if found else schema(stream).empty_table()
+
+
+def _in_order(parts: Iterable[Sequence[Record]]) -> list[Record]:
+    return sorted(chain.from_iterable(parts), key=attrgetter("seq"))
+
+
+def _nth(standing: list[tuple[int, int]], alike: list[list[Record]]) -> int | list[int]:
+    """Return where a key stands in its records: a number if it is one for all."""
+    if len({place for _, place in standing}) == 1:
+        return standing[0][1]
+    return [place for _, place in sorted((record.seq, place) for n, place in standing for record in alike[n])]
 
 
 def _said(records: Sequence[Record]) -> dict[str, Any]:
@@ -170,10 +190,10 @@ def _said(records: Sequence[Record]) -> dict[str, Any]:
     import pyarrow as pa
 
     return {
-        "seq": pa.array([record.seq for record in records], pa.int64()),
-        "time": pa.array([record.time_us for record in records], pa.int64()),
-        "step": pa.array([record.step for record in records], pa.int64()),
-        "commit": pa.array([record.commit for record in records], pa.bool_()),
+        "seq": _array([record.seq for record in records], pa.int64()),
+        "time": _array([record.time_us for record in records], pa.int64()),
+        "step": _array([record.step for record in records], pa.int64()),
+        "commit": _array([record.commit for record in records], pa.bool_()),
     }
 
 
@@ -184,9 +204,10 @@ def _cells(key: str, records: Sequence[Record]) -> dict[str, Any]:
     values = [record.data[key] for record in records]
     kinds = set(map(type, values))
     if kinds == {float}:
-        return {"value": pa.array(values, pa.float64())}
-    if kinds == {int} and min(values) >= _INT64_MIN and max(values) <= _INT64_MAX:
-        return {"int": pa.array(values, pa.int64())}
+        return {"value": _numbers(values, pa.float64())}
+    if kinds == {int}:
+        with suppress(OverflowError):
+            return {"int": _numbers(values, pa.int64())}
     return _columns(_cell(key, record) for record in records)
 
 
@@ -210,29 +231,32 @@ def _cell(key: str, record: Record) -> tuple[str, Any, str | None]:
 
 
 def _columns(cells: Iterable[tuple[str, Any, str | None]]) -> dict[str, Any]:
-    import pyarrow as pa
-
     columns: dict[str, list[Any]] = {name: [] for name in ("value", "int", "text", "json", "as_text")}
     for filled, value, marks in cells:
         for name, column in columns.items():
             column.append(value if name == filled else marks if name == "as_text" else None)
-    return {name: pa.array(column, schema("events").field(name).type) for name, column in columns.items()}
+    return {name: _array(column, schema("events").field(name).type) for name, column in columns.items()}
 
 
 def _table(
-    said: dict[str, Any], kind: str, place: int, key: str, cells: dict[str, Any], stream: str
+    said: dict[str, Any], kind: str, nth: int | list[int], key: str, cells: dict[str, Any], stream: str
 ) -> pa.Table:
     import pyarrow as pa
 
     n = len(said["seq"])
     given = said | cells
-    constant = {"kind": kind, "nth": place, "key": key}
-    if place > 0:
-        # Once for each record: repeated, it costs 2 bytes a value, and all the other columns together 0.1.
+    constant = {"kind": kind, "key": key, "nth": nth}
+    # The time once for each record: repeated, it costs 2 bytes a value, and all the other columns together 0.1.
+    if isinstance(nth, list):
+        del constant["nth"]
+        times = zip(nth, given["time"].to_pylist(), strict=True)
+        given["nth"] = _numbers(nth, pa.int32())
+        given["time"] = _array([None if place else time_us for place, time_us in times], pa.int64())
+    elif nth > 0:
         given["time"] = pa.nulls(n, pa.int64())
     return pa.table(
         [
-            pa.repeat(pa.scalar(constant[column.name], column.type), n)
+            pa.repeat(_array([constant[column.name]], column.type)[0], n)
             if column.name in constant
             else given.get(column.name, pa.nulls(n, column.type))
             for column in schema(stream)
@@ -250,10 +274,10 @@ def _table_of_few(few: list[tuple[str, str, int, int, Record]], stream: str) -> 
         _cell(key, record) for _, key, _, _, record in few
     )
     given |= {
-        "time": pa.array([None if place else record.time_us for *_, place, record in few], pa.int64()),
-        "kind": pa.array([kind for kind, *_ in few], pa.string()),
-        "nth": pa.array([place for *_, place, _ in few], pa.int32()),
-        "key": pa.array([key for _, key, *_ in few], pa.string()),
+        "time": _array([None if place else record.time_us for *_, place, record in few], pa.int64()),
+        "kind": _array([kind for kind, *_ in few], pa.string()),
+        "nth": _array([place for *_, place, _ in few], pa.int32()),
+        "key": _array([key for _, key, *_ in few], pa.string()),
     }
     return pa.table([given[column.name] for column in schema(stream)], schema=schema(stream))
 
@@ -265,10 +289,10 @@ def _rows_of_their_own(records: list[Record], stream: str) -> pa.Table:
     n = len(records)
     given = {
         **_said(records),
-        "kind": pa.array([record.kind for record in records], pa.string()),
-        "nth": pa.array([0] * n, pa.int32()),
-        "json": pa.array([data.decode() for data, _ in encoded], pa.string()),
-        "as_text": pa.array([_marks_as_json(marks) for _, marks in encoded], pa.string()),
+        "kind": _array([record.kind for record in records], pa.string()),
+        "nth": _array([0] * n, pa.int32()),
+        "json": _array([data.decode() for data, _ in encoded], pa.string()),
+        "as_text": _array([_marks_as_json(marks) for _, marks in encoded], pa.string()),
     }
     return pa.table(
         [given.get(column.name, pa.nulls(n, column.type)) for column in schema(stream)],
@@ -326,9 +350,10 @@ def _alike(table: pa.Table) -> Iterator[tuple[int, str | None, pa.Table]]:
         rows = table.slice(begin, end - begin)
         begin = end
         key = rows.column("key")[0].as_py()
-        for place in pc.unique(rows.column("nth")).to_pylist():
-            is_there = pc.equal(rows.column("nth"), place)
-            yield place, key, rows if pc.all(is_there).as_py() else rows.filter(is_there)
+        places = pc.unique(rows.column("nth"))
+        for place in places:
+            is_there = pc.equal(rows.column("nth"), place) if len(places) > 1 else None
+            yield place.as_py(), key, rows if is_there is None else rows.filter(is_there)
 
 
 def _run_ends(table: pa.Table) -> list[int]:
@@ -368,6 +393,51 @@ def _marked(
     time_us, kind, step, commit = head
     content = {"seq": seq, "time": time_us, "kind": kind, "step": step, "commit": commit}
     return record_of(content | {"data": data, "as_text": as_text})
+
+
+# ── arrays ───────────────────────────────────────────────────────────────────────────────────────────────────
+#
+# `pa.array` imports pandas where it is installed, to see whether it was given something of pandas': 47 MB.
+
+
+def _array(values: Sequence[Any], type: pa.DataType) -> pa.Array:
+    """Return values, of which some may be None, as an array of 64 or 32 bit numbers, of bools or of strings."""
+    import pyarrow as pa
+
+    if None not in values:
+        return _whole(values, type)
+    is_there = [value is not None for value in values]
+    nothing = "" if type == pa.string() else 0
+    whole = _whole([nothing if value is None else value for value in values], type)
+    buffers = [_bits(is_there).buffers()[1], *whole.buffers()[1:]]
+    return pa.Array.from_buffers(type, len(values), buffers)
+
+
+def _whole(values: Sequence[Any], type: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+
+    if type == pa.bool_():
+        return _bits(values)
+    if type != pa.string():
+        return _numbers(values, type)
+    encoded = [value.encode() for value in values]
+    ends = array("i", accumulate(map(len, encoded), initial=0))
+    return pa.Array.from_buffers(
+        type, len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
+    )
+
+
+def _numbers(values: Sequence[Any], type: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+
+    code = {pa.float64(): "d", pa.int64(): "q", pa.int32(): "i"}[type]
+    return pa.Array.from_buffers(type, len(values), [None, pa.py_buffer(array(code, values))])
+
+
+def _bits(flags: Sequence[bool]) -> pa.Array:
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(pa.int8(), len(flags), [None, pa.py_buffer(bytes(flags))]).cast(pa.bool_())
 
 
 # ── trajectories ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -490,9 +560,7 @@ def rollups_of(table: pa.Table) -> dict[str, Rollup]:
         if key is not None and rows.column("kind")[0].as_py() == "metrics":
             for name in ("value", "int"):
                 if rows.column(name).null_count < len(rows):
-                    found.setdefault(key, Rollup()).add(
-                        _rollup_of(rows.filter(rows.column(name).is_valid()), name)
-                    )
+                    found.setdefault(key, Rollup()).add(_rollup_of(rows, name))
     return found
 
 
@@ -500,23 +568,24 @@ def _rollup_of(rows: pa.Table, column: str) -> Rollup:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    numbers = rows.column(column).cast(pa.float64(), safe=False)
+    rows = rows.select(["seq", "step", column])
+    if rows.column(column).null_count:
+        rows = rows.filter(rows.column(column).is_valid())
+    seqs, steps, numbers = rows.columns
+    numbers = numbers.cast(pa.float64(), safe=False)
+    rollup = Rollup(last=numbers[-1].as_py(), last_step=steps[-1].as_py(), last_seq=seqs[-1].as_py())
     is_finite = pc.is_finite(numbers)
-    finite, steps = numbers.filter(is_finite), rows.column("step").filter(is_finite)
-    last = Rollup(
-        last=numbers[-1].as_py(),
-        last_step=rows.column("step")[-1].as_py(),
-        last_seq=rows.column("seq")[-1].as_py(),
-    )
-    if len(finite) == 0:
-        return last
-    extremes = pc.min_max(finite).as_py()
+    if not pc.all(is_finite).as_py():
+        numbers, steps = numbers.filter(is_finite), steps.filter(is_finite)
+    if len(numbers) == 0:
+        return rollup
+    extremes = pc.min_max(numbers)
     return replace(
-        last,
-        n=len(finite),
-        sum=pc.sum(finite).as_py(),
-        min=extremes["min"],
-        min_step=steps[pc.index(finite, extremes["min"]).as_py()].as_py(),
-        max=extremes["max"],
-        max_step=steps[pc.index(finite, extremes["max"]).as_py()].as_py(),
+        rollup,
+        n=len(numbers),
+        sum=pc.sum(numbers).as_py(),
+        min=extremes["min"].as_py(),
+        min_step=steps[pc.index(numbers, extremes["min"]).as_py()].as_py(),
+        max=extremes["max"].as_py(),
+        max_step=steps[pc.index(numbers, extremes["max"]).as_py()].as_py(),
     )

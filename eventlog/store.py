@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -65,7 +64,7 @@ class Store:
                 if self._holds(dir_fd, stored) or _is_linked(content, stored.sha256, dir_fd):
                     return stored
             # In one pass: a file that changes meanwhile is stored as what was read of it, under the right name.
-            unnamed = f".{secrets.token_hex(8)}"
+            unnamed = f".{os.urandom(8).hex()}"
             fd = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
             try:
                 stored = _read_through(content, fd)

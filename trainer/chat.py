@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from eventlog import ToolCall, Turn
 from trainer.errors import SettingsError
@@ -91,13 +91,20 @@ class Chat:
         return cls(tokenizer, open_with if loaded.chat_template else None)
 
     @classmethod
-    def learn(cls, conversations: Iterable[Sequence[Turn]], vocab_size: int) -> Chat:
-        """Train a byte-level BPE on these conversations; digits stay single, so that numbers can be copied."""
+    def learn(
+        cls, conversations: Iterable[Sequence[Turn]], vocab_size: int, *, split_words: bool = False
+    ) -> Chat:
+        """Train a byte-level BPE on these conversations; digits stay single, so that numbers can be copied.
+
+        With `split_words` so can words: no token holds parts of two, nor a word and what stands beside it. Without, the
+        fixed text between two numbers becomes a token or two.
+        """
         tokenizer = Tokenizer(models.BPE())
+        words = [pre_tokenizers.Split(Regex(r"[^\W\d_]+"), "isolated")] if split_words else []
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Digits(individual_digits=True),
-                # No split at words: the fixed text between two numbers becomes a token or two.
+                *words,
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )

@@ -11,8 +11,9 @@ each is a setting, as `--set` would give it. A setting is given by, the stronger
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ from eventlog import EventlogError
 from eventlog.dotenv import load_dotenv
 from trainer import recipes
 from trainer.config import parse_pairs
-from trainer.errors import Refused
+from trainer.errors import CheckpointError, Refused
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -165,7 +166,6 @@ def train(
     trainer train calculator --quick --seed 1 --set steps=20 --run-name try1
     trainer train calculator --resume --run-name try1
     """
-    console = Console(highlight=False)
     with _refusals():
         loaded = recipes.load(recipe)
         from trainer.launch import Request, launch  # not at the top: it imports torch
@@ -186,16 +186,156 @@ def train(
             tensorboard=log_dir or results_dir or (loaded.tensorboard or wandb is False),
             uploads=uploads,
         )
-        outcome = launch(loaded, request, console)
-    before, after = outcome.reward_before, outcome.reward_after
-    if before is None or after is None:
-        news = "no held-out episode could be graded"
-    else:
-        news = f"held-out reward {before:.3f} → {after:.3f} ({after - before:+.3f})"
-    console.print(f"{outcome.name}: {news} in {outcome.duration_s:.0f} s", markup=False, soft_wrap=True)
-    console.print(
-        f"log: {outcome.run_dir}   checkpoints: {outcome.checkpoints}", markup=False, soft_wrap=True
-    )
+        launch(loaded, request, Console(highlight=False))
+
+
+def _where(command: F) -> F:
+    for option in (
+        click.option("--data", type=click.Path(path_type=Path), help="The problems, as at the training."),
+        click.option(
+            "--checkpoint", "which", type=click.Choice(["best", "newest"]), default="best", show_default=True
+        ),
+        _flag("output_dir", type=click.Path(path_type=Path), help="Where the checkpoints are."),
+        click.option("--run-name", help="Of the training; its checkpoints are in ./checkpoints/<run name>."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command("eval")
+@click.argument("recipe")
+@_where
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Problems, at most. Default: all that are held out.",
+)
+def evaluate(
+    recipe: str,
+    run_name: str | None,
+    output_dir: Path | None,
+    which: str,
+    data: Path | None,
+    as_json: bool,
+    limit: int,
+) -> None:
+    """Play the held-out problems with a policy that RECIPE trained.
+
+    \b
+    trainer eval calculator --run-name try1
+    """
+    result = _benchmark(recipe, run_name, output_dir, which, data, limit, False, 0, as_json)
+    if as_json:
+        click.echo(json.dumps({"run": result.name, "step": result.step, **result.metrics}))
+        return
+    Console(highlight=False).print(_table_of(result.metrics))
+
+
+@main.command("bench")
+@click.argument("recipe")
+@_where
+@click.option(
+    "--test-set-size", "limit", type=click.IntRange(min=0), default=0, envvar="TEST_SET_SIZE", show_envvar=True,
+    help="Problems, at most. Default: all that are held out.",
+)  # fmt: skip
+@click.option(
+    "--sequential/--concurrent",
+    envvar="BENCH_SEQUENTIAL",
+    show_envvar=True,
+    help="One episode after the other, or all at once.",
+)
+@click.option(
+    "--concurrency", type=click.IntRange(min=0), default=0, envvar="ROLLOUT_CONCURRENCY", show_envvar=True,
+    help="Episodes that are answered and graded at once. Default: as the task likes.",
+)  # fmt: skip
+@click.option(
+    "--show-trajectories/--no-show-trajectories",
+    envvar="SHOW_TRAJECTORY_DETAILS",
+    show_envvar=True,
+    help="Print each episode.",
+)
+def bench(
+    recipe: str,
+    run_name: str | None,
+    output_dir: Path | None,
+    which: str,
+    data: Path | None,
+    as_json: bool,
+    limit: int,
+    sequential: bool,
+    concurrency: int,
+    show_trajectories: bool,
+) -> None:
+    """Time a policy that RECIPE trained on the held-out problems, and say how good it is.
+
+    \b
+    trainer bench email_agent --run-name try1 --sequential
+    """
+    result = _benchmark(recipe, run_name, output_dir, which, data, limit, sequential, concurrency, as_json)
+    seconds = result.episode_s
+    timings = {
+        "episodes": result.episodes,
+        "sequential": sequential,
+        "seconds": result.duration_s,
+        "seconds_per_episode_p50": seconds[len(seconds) // 2] if seconds else None,
+        "seconds_per_episode_max": seconds[-1] if seconds else None,
+        "tokens_per_second": result.tokens / max(result.duration_s, 1e-9),
+    }
+    if as_json:
+        click.echo(json.dumps({"run": result.name, "step": result.step, **timings, **result.metrics}))
+        return
+    from trainer.collectors.grpo import transcript
+
+    console = Console(highlight=False)
+    if show_trajectories:
+        for trajectory in result.trajectories:
+            console.print(f"--- reward {trajectory.reward}", markup=False)
+            console.print(transcript(trajectory.turns), markup=False)
+    console.print("Benchmark Results")
+    console.print(_table_of(result.metrics | timings))
+
+
+def _benchmark(
+    recipe: str,
+    run_name: str | None,
+    output_dir: Path | None,
+    which: str,
+    data: Path | None,
+    limit: int,
+    sequential: bool,
+    concurrency: int,
+    quiet: bool,
+) -> Any:
+    with _refusals():
+        loaded = recipes.load(recipe)
+        from trainer.benchmark import benchmark, load_trained
+        from trainer.progress import Progress
+
+        name = run_name or os.environ.get("RUN_ID")
+        if output_dir is None and name is None:
+            raise CheckpointError("which training? Give --run-name or --output-dir.")
+        checkpoints = output_dir or Path("checkpoints") / str(name)
+        trained = load_trained(loaded, checkpoints, which, data)
+        progress = Progress(trained.name, None if quiet else Console(highlight=False))
+        return benchmark(
+            loaded,
+            trained,
+            data,
+            limit=limit,
+            sequential=sequential,
+            concurrency=concurrency,
+            progress=progress,
+        )
+
+
+def _table_of(values: Mapping[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
+    for key, value in values.items():
+        if isinstance(value, (int, float, str, type(None))):
+            table.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
+    return table
 
 
 @contextmanager

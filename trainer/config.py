@@ -39,6 +39,7 @@ class Settings:
     hidden: int = 128  # of the tiny model, as are layers and vocab_size
     layers: int = 3
     vocab_size: int = 512  # at most: what the texts of a task need
+    split_words: bool = False  # a word is the same tokens wherever it stands: what is to be copied needs that
     engine: str = "transformers"  # what samples: the model in this process, or a vLLM server
     vllm_url: str = "http://127.0.0.1:8000"
     vllm_timeout_s: float = 120.0  # of one request

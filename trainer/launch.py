@@ -77,6 +77,14 @@ class Outcome:
     reward_after: float | None
     duration_s: float
 
+    def in_words(self) -> str:
+        before, after = self.reward_before, self.reward_after
+        if before is None or after is None:
+            news = "no held-out episode could be graded"
+        else:
+            news = f"held-out reward {before:.3f} → {after:.3f} ({after - before:+.3f})"
+        return f"{self.name}: {news} in {self.duration_s:.0f} s"
+
 
 def launch(recipe: Recipe, request: Request, console: Console) -> Outcome:
     """Run a recipe to its end, and return how it went."""
@@ -134,10 +142,13 @@ def launch(recipe: Recipe, request: Request, console: Console) -> Outcome:
                 after = loop.train(course, state)
             if is_first:
                 _log_checkpoint(run, name, checkpoints)
-    progress.say(f"Training finished for {name}")
-    return Outcome(
+    outcome = Outcome(
         name, Path(run.dir), checkpoints, state.reward_before, after, time.perf_counter() - started_s
     )
+    progress.say(f"Training finished for {name}")
+    progress.say(outcome.in_words())
+    progress.say(f"log: {run.dir}   checkpoints: {checkpoints}")
+    return outcome
 
 
 # --- before the run ---------------------------------------------------------------------------------------------------

@@ -448,6 +448,7 @@ def _rollout_row(
     }
     if drift_N:
         row |= {"rollouts/sampler_drift_mean": mean(drift_N), "rollouts/sampler_drift_max": max(drift_N)}
+        course.monitor.of_drift(at, mean(drift_N))
     for collector in course.watching:
         row |= collector.of_rollouts(at, trajectories)
     return row

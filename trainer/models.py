@@ -36,7 +36,9 @@ def chat_of(settings: Settings, task: Task, problems: Problems) -> Chat:
         return Chat.pretrained(settings.model_name, task.tools)
     demonstrated: Iterator[Sequence[Turn]] = (task.demonstrate(problem) for problem in problems.warmup)
     opened = (task.opening(problem) for problem in itertools.islice(problems.train, MAX_OPENINGS))
-    return Chat.learn(itertools.chain(demonstrated, opened), settings.vocab_size)
+    return Chat.learn(
+        itertools.chain(demonstrated, opened), settings.vocab_size, split_words=settings.split_words
+    )
 
 
 def model_of(settings: Settings, vocab_size: int) -> Any:

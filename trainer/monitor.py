@@ -14,6 +14,7 @@ It changes nothing in the training, and sends nothing: the loop does.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +22,11 @@ from typing import Any
 from eventlog import Trajectory
 from trainer.collectors import At, Collector, Metrics, UpdateStats, finished, mean, returns_of, std
 
-# Returns are judged by the mean of so many rollout batches: one is noise.
+# Returns are judged by the median of so many rollout batches' means: one bad batch is noise.
 WINDOW = 3
-# A fall counts if it is this many standard errors of the mean ...
+# A fall counts if it is this many standard errors of one such mean ...
 STANDARD_ERRORS = 4.0
-# ... and this share of the way from the lowest mean seen to the best.
+# ... and this share of the way from the lowest median seen to the best.
 FALL_SHARE = 0.5
 CLIP_FRACTION_HIGH = 0.3
 ENTROPY_SHARE_LOW = 0.02  # of the first step's
@@ -122,16 +123,16 @@ class Monitor(Collector):
         self._recent = [*self._recent, mean(returns)][-WINDOW:]
         if len(self._recent) < WINDOW:
             return
-        now = mean(self._recent)
+        now = statistics.median(self._recent)
         best = now if self._best is None else self._best
         worst = now if self._worst is None else self._worst
-        error = std(returns, unbiased=False) / math.sqrt(len(returns) * WINDOW)
+        error = std(returns, unbiased=False) / math.sqrt(len(returns))
         # Against the worst before this one: what falls below all that was seen has fallen all the way.
         fall, way = best - now, best - min(worst, now)
         self._sign(
             "The reward collapsed",
             fall > STANDARD_ERRORS * error and fall > FALL_SHARE * way and fall > 0.1 * max(abs(best), 1e-9),
-            f"at batch {at.batch_step} the mean return of the last {WINDOW} batches is {now:.3f}; it has been "
+            f"at batch {at.batch_step} the mean return is {now:.3f} (the median of {WINDOW} batches); it has been "
             f"{best:.3f}. A lower lr may have kept it; best.pt is the state with the best evaluation.",
             "ERROR",
         )

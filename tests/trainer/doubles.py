@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from eventlog import Table, ToolCall, Turn
 from trainer.chat import Chat
+from trainer.policy import Completion
+from trainer.progress import Progress
 from trainer.tasks import Grade
 from trainer.tasks.calculator import CalculatorTask, chain
 
@@ -27,7 +29,9 @@ class ScriptedEngine:
         self.scripts = [list(script) for script in scripts]
         self.prompts = []
 
-    def sync(self, model):
+    exact = True
+
+    def sync(self, model, version):
         pass
 
     def complete(self, prompts, max_new, temperature):
@@ -38,11 +42,14 @@ class ScriptedEngine:
     def _written(self, turn, max_new):
         ids, mask = self.chat.encode_demonstration([Turn(role="user", content="?"), turn])
         written = [i for i, m in zip(ids, mask, strict=True) if m][:max_new]
-        return written, [-0.5] * len(written)
+        return Completion(written, [-0.5] * len(written))
 
 
 class OddLengthTask:
     """Rewards a turn of odd length: an untrained policy succeeds half of the time, so there is something to learn."""
+
+    tools = ()
+    concurrency = 1
 
     def opening(self, problem):
         return [Turn(role="user", content=str(problem))]
@@ -61,10 +68,51 @@ class OddLengthTask:
 class RecordingRun:
     rows: list = field(default_factory=list)  # (step, metrics)
     trajectories: list = field(default_factory=list)  # (step, trajectory)
+    alerts: list = field(default_factory=list)  # (title, text, level)
 
     def log(self, data, *, step=None):
         # Tables have no equality; their rows have.
         self.rows.append((step, {k: v.data if isinstance(v, Table) else v for k, v in data.items()}))
 
-    def log_trajectory(self, trajectory, *, step=None):
+    def log_trajectory(self, trajectory, step=None):
         self.trajectories.append((step, trajectory))
+
+    def alert(self, title, text, level=None):
+        self.alerts.append((title, text, level))
+
+
+class SayingProgress(Progress):
+    """Keeps what is said."""
+
+    def __init__(self):
+        super().__init__("test")
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
+# The calculator's recipe at its smallest: with the problems below there is something to learn after seconds.
+SMALL = {
+    "steps": 8,
+    "rollouts_per_step": 4,
+    "group_size": 4,
+    "train_batch_size": 8,
+    "eval_size": 8,
+    "eval_interval": 2,
+    "checkpoint_interval": 2,
+    "warmup_problems": 20,
+    "warmup_max_steps": 60,
+    "warmup_target": 2,
+    "temperature": 0.7,
+    "hidden": 32,
+    "layers": 1,
+    "lr": 3e-3,
+    "threads": 1,
+    "trajectory_table": "off",
+}
+
+
+def write_problems(path):
+    """Write problems that all have the answer 50: even the smallest policy is soon right, now and then."""
+    path.write_text("".join(f'{{"answer": "<<{a}+{50 - a}=50>>"}}\n' for a in range(1, 50)))

@@ -23,7 +23,7 @@ def load(directory):
 
 def test_the_newest_checkpoint_comes_back_as_it_was_saved(tmp_path):
     for step in (1, 2, 10):
-        checkpoint.save(tmp_path, step, {"step": step, "weights": torch.full((3,), float(step))})
+        checkpoint.save(tmp_path, step, {"step": step, "weights": torch.full((3,), float(step))}, kept=2)
 
     state, warnings = load(tmp_path)
 
@@ -34,7 +34,7 @@ def test_the_newest_checkpoint_comes_back_as_it_was_saved(tmp_path):
 
 def test_only_the_newest_two_are_kept(tmp_path):
     for step in range(5):
-        checkpoint.save(tmp_path, step, {"step": step})
+        checkpoint.save(tmp_path, step, {"step": step}, kept=2)
 
     assert sorted(os.listdir(tmp_path)) == ["step-00000003.pt", "step-00000004.pt"]
 
@@ -45,8 +45,8 @@ def test_a_directory_without_checkpoints_has_no_state(tmp_path):
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(tmp_path):
-    checkpoint.save(tmp_path, 1, {"step": 1})
-    newest = checkpoint.save(tmp_path, 2, {"step": 2})
+    checkpoint.save(tmp_path, 1, {"step": 1}, kept=2)
+    newest = checkpoint.save(tmp_path, 2, {"step": 2}, kept=2)
     newest.write_bytes(newest.read_bytes()[:100])
 
     state, (warning,) = load(tmp_path)
@@ -56,7 +56,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(tmp_path):
 
 
 def test_only_damaged_checkpoints_are_an_error_and_not_a_fresh_start(tmp_path):
-    checkpoint.save(tmp_path, 1, {"step": 1}).write_bytes(b"")
+    checkpoint.save(tmp_path, 1, {"step": 1}, kept=2).write_bytes(b"")
 
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
         load(tmp_path)
@@ -76,10 +76,10 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_previous_checkpoint_newest(tmp_path):
-    checkpoint.save(tmp_path, 1, {"step": 1})
+    checkpoint.save(tmp_path, 1, {"step": 1}, kept=2)
 
     with pytest.raises(Exception, match="pickle"):
-        checkpoint.save(tmp_path, 2, {"step": lambda: None})
+        checkpoint.save(tmp_path, 2, {"step": lambda: None}, kept=2)
 
     assert load(tmp_path) == ({"step": 1}, [])
 
@@ -90,7 +90,7 @@ def test_a_process_killed_while_saving_leaves_a_checkpoint_that_loads(tmp_path, 
     child = os.fork()
     if child == 0:
         for step in range(1, 1_000_000):
-            checkpoint.save(tmp_path, step, {"step": step, "weights": weights})
+            checkpoint.save(tmp_path, step, {"step": step, "weights": weights}, kept=2)
         os._exit(0)
     deadline_s = time.monotonic() + 20
     while not list(tmp_path.glob("step-*.pt")) and time.monotonic() < deadline_s:
@@ -119,7 +119,7 @@ def test_the_random_generators_go_on_where_they_were():
 
 
 def test_the_random_states_survive_a_file(tmp_path):
-    checkpoint.save(tmp_path, 1, {"random": checkpoint.random_states()})
+    checkpoint.save(tmp_path, 1, {"random": checkpoint.random_states()}, kept=2)
     expected = torch.rand(1), random.random(), np.random.rand()
 
     checkpoint.restore_random_states(load(tmp_path)[0]["random"])

@@ -49,7 +49,7 @@ def test_recipes_are_listed():
         (["calculator", "--set", "steps"], "Write it as key=value"),
         (["calculator", "--set", "steps=few"], "a whole number"),
         (["calculator", "--data", "absent.jsonl"], "absent.jsonl"),
-        (["calculator", "--seed", "-1"], "--seed"),
+        (["calculator", "--seed", "-1"], "setting 'seed' is -1"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, arguments, message):

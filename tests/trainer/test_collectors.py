@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventlog import Trajectory
-from trainer.collectors import (
+from eventlog import Trajectory, Turn
+from trainer.collectors import At, UpdateStats
+from trainer.collectors.grpo import (
+    DrGrpo,
+    Examples,
     Totals,
-    UpdateStats,
     batch_return_metrics,
     epoch_metrics,
     eval_metrics,
@@ -30,6 +32,7 @@ def trajectories(*rewards, group_size=2):
 
 
 BATCH = trajectories(0.0, 1.0, 1.0, 1.0)
+HERE = At(global_step=0, batch_step=0, batches_per_epoch=1, n_batches=1)
 
 
 def test_rollout_metrics_have_the_seeds_names_and_values():
@@ -50,6 +53,7 @@ def test_rollout_metrics_have_the_seeds_names_and_values():
         "rollouts/advantages_mean": 0.25,
         "rollouts/advantages_std": 0.5,
         "rollouts/total_rollouts": 16,
+        "rollouts/exceptions": 0,
         "rollouts/batch_step": 4,
     }
 
@@ -77,18 +81,27 @@ def test_batch_returns_say_how_rewards_are_spread():
     }
 
 
-def test_an_optimiser_step_has_four_metrics_and_a_skipped_one_none():
-    assert update_metrics(UpdateStats(loss=1.0, kl=2.0, grad_norm=3.0, learning_rate=4.0)) == {
+def update(policy=1.0, kl=0.0, grad_norm=5.0):
+    return UpdateStats(policy, 0.0, kl, 0.25, 0.5, grad_norm, 1e-4)
+
+
+def test_an_optimiser_step_has_its_metrics_and_a_skipped_one_none():
+    stats = UpdateStats(
+        policy=0.75, kl_part=0.25, kl=2.0, clip_fraction=0.5, entropy=6.0, grad_norm=3.0, learning_rate=4.0
+    )
+    assert update_metrics(stats) == {
         "training_step/loss": 1.0,
         "training_step/kl": 2.0,
         "training_step/grad_norm": 3.0,
         "training_step/learning_rate": 4.0,
+        "training_step/clip_fraction": 0.5,
+        "training_step/entropy": 6.0,
     }
     assert update_metrics(None) == {}
 
 
 def test_an_epoch_is_summarised_over_its_optimiser_steps():
-    updates = [UpdateStats(1.0, 0.0, 5.0, 1e-4), UpdateStats(3.0, 2.0, 7.0, 1e-4)]
+    updates = [update(1.0, 0.0, 5.0), update(3.0, 2.0, 7.0)]
 
     metrics = epoch_metrics(updates)
 
@@ -103,7 +116,7 @@ def test_an_epoch_is_summarised_over_its_optimiser_steps():
 
 
 def test_a_spread_of_one_value_is_not_logged():
-    metrics = epoch_metrics([UpdateStats(1.0, 0.0, 5.0, 1e-4)])
+    metrics = epoch_metrics([update()])
 
     assert not any(key.endswith("_std") for key in metrics)
 
@@ -111,11 +124,69 @@ def test_a_spread_of_one_value_is_not_logged():
 def test_nothing_is_logged_of_nothing():
     assert epoch_metrics([]) == {}
     assert batch_return_metrics([]) == {}
-    assert eval_metrics([]) == {"eval/n_trajectories": 0}
+    assert eval_metrics([]) == {"eval/n_trajectories": 0, "eval/exceptions": 0}
+    assert DrGrpo().of_rollouts(HERE, []) == Examples().of_rollouts(HERE, []) == {}
 
 
 def test_an_evaluation_is_the_mean_reward_and_the_means_of_what_the_task_measured():
-    assert eval_metrics(BATCH) == {"eval/reward": 0.75, "eval/num_turns": 2.0, "eval/n_trajectories": 4}
+    assert eval_metrics(BATCH) == {
+        "eval/reward": 0.75,
+        "eval/num_turns": 2.0,
+        "eval/n_trajectories": 4,
+        "eval/exceptions": 0,
+    }
+
+
+def test_an_episode_that_failed_is_counted_and_in_no_mean():
+    failed = [*BATCH, Trajectory([], exception="TimeoutError: …", group="0.0", metrics={})]
+
+    totals = Totals().with_rollouts(failed)
+    assert eval_metrics(failed) == eval_metrics(BATCH) | {"eval/exceptions": 1}
+    assert rollout_metrics(failed, [], totals) == rollout_metrics(BATCH, [], totals) | {
+        "rollouts/exceptions": 1
+    }
+    assert (totals.rollouts, totals.exceptions, totals.best_mean_return) == (5, 1, 0.75)
+
+
+def test_dr_grpo_says_how_its_advantages_are_spread_and_what_its_loss_is_made_of():
+    collector, stats = DrGrpo(), update(policy=-0.25)
+
+    # Advantages -0.5, 0.5, 0.5, 0.5: mean 0.25, population variance 0.1875.
+    assert collector.of_rollouts(HERE, BATCH) == {
+        "dr_grpo/advantages_variance": pytest.approx(0.1875),
+        "dr_grpo/advantages_skewness": pytest.approx(
+            statistics.fmean([-(0.75**3), *[0.25**3] * 3]) / 0.1875**1.5
+        ),
+    }
+    row = collector.of_update(HERE, stats, True)
+    assert row == {
+        "training_step/dr_component_policy": -0.25,
+        "training_step/dr_component_kl": 0.0,
+        "training_step/dr_component_clip_fraction": 0.25,
+    }
+    assert row["training_step/dr_component_policy"] + row["training_step/dr_component_kl"] == stats.loss
+
+
+def test_equal_advantages_have_no_skewness():
+    row = DrGrpo().of_rollouts(HERE, trajectories(1.0, 1.0))
+
+    assert row == {"dr_grpo/advantages_variance": 0.0}
+
+
+def test_an_example_is_the_best_conversation_of_the_batch():
+    best = Trajectory([Turn("user", "2+2?"), Turn("assistant", "4")], reward=2.0)
+
+    table = Examples().of_rollouts(HERE, [*BATCH, best])["examples/completion"]
+
+    assert table.columns == ["prompt", "completion", "return"]
+    assert table.data == [["user: 2+2?", "assistant: 4", 2.0]]
+
+
+def test_a_place_in_a_training_knows_its_epoch():
+    at = At(global_step=14, batch_step=7, batches_per_epoch=3, n_batches=8)
+
+    assert (at.epoch, at.epoch_step, at.is_epochs_last, at.is_final) == (2, 1, True, False)
+    assert At(16, 8, 3, 8).is_final
 
 
 def test_the_final_metrics_are_the_totals():

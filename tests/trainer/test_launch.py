@@ -1,10 +1,12 @@
 """Starting and resuming a training, with a real log: what is refused, what is continued, what comes out."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from trainer import recipes
 from trainer.errors import CheckpointError, SettingsError
@@ -48,7 +50,7 @@ def _a_directory_of_its_own(tmp_path, monkeypatch):
 
 
 def start(*, resume=False, name="try", data="train.jsonl", quick=False, **overrides):
-    said = []
+    said = Console(file=io.StringIO())
     request = Request(
         TINY | {k: str(v) for k, v in overrides.items()},
         quick=quick,
@@ -57,7 +59,8 @@ def start(*, resume=False, name="try", data="train.jsonl", quick=False, **overri
         data=Path(data),
         resume=resume,
     )
-    return launch(recipes.load("calculator"), request, said.append), said
+    outcome = launch(recipes.load("calculator"), request, said)
+    return outcome, said.file.getvalue().splitlines()
 
 
 def records(outcome, kind):
@@ -137,7 +140,7 @@ def test_resume_without_flags_goes_on_with_the_settings_it_began_with():
     start()
     request = Request({}, name="try", root=Path("runs"), data=Path("train.jsonl"), resume=True)
 
-    outcome = launch(recipes.load("calculator"), request, lambda line: None)
+    outcome = launch(recipes.load("calculator"), request, Console(file=io.StringIO()))
 
     assert max(history(outcome)) == 2
 
@@ -147,7 +150,7 @@ def test_a_training_that_was_lengthened_stays_so():
     start(steps=2, resume=True)
     request = Request({}, name="try", root=Path("runs"), data=Path("train.jsonl"), resume=True)
 
-    outcome = launch(recipes.load("calculator"), request, lambda line: None)
+    outcome = launch(recipes.load("calculator"), request, Console(file=io.StringIO()))
 
     assert max(history(outcome)) == 2
 
@@ -195,7 +198,7 @@ def test_resume_without_a_name_says_which_runs_there_are():
     start()
 
     with pytest.raises(CheckpointError, match="'try'"):
-        launch(recipes.load("calculator"), Request(TINY, resume=True), lambda line: None)
+        launch(recipes.load("calculator"), Request(TINY, resume=True), Console(file=io.StringIO()))
 
 
 def test_what_is_refused_leaves_no_trace():

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.trainer.doubles import OddLengthTask, RecordingRun, learned_chat
+from tests.trainer.doubles import OddLengthTask, RecordingRun, SayingProgress, learned_chat
 from trainer import checkpoint, loop
 from trainer.config import Settings
-from trainer.loop import Problems, State, problems_of_step, train
-from trainer.policy.transformers import tiny_qwen3
+from trainer.loop import Course, Logged, State, train
+from trainer.policy.transformers import TransformersEngine, tiny_qwen3
+from trainer.problems import Problems
 from trainer.warmup import WarmupPoint
 
 SETTINGS = Settings(
@@ -44,16 +45,35 @@ def fresh_state(chat, warmup=CURVE, settings=SETTINGS):
     return State.start(chat, build(chat.vocab_size), settings.lr, warmup)
 
 
-def trained(state, directory, settings=SETTINGS, task=None):
-    run = RecordingRun()
-    said = []
-    train(run, settings, task or OddLengthTask(), PROBLEMS, state, directory, said.append)
-    return run, said
+def course(state, directory, settings=SETTINGS, task=None, run=None, **others):
+    engine = TransformersEngine(state.model, end_id=state.chat.end_id, pad_id=state.chat.pad_id)
+    return Course(
+        run=run or RecordingRun(),
+        settings=settings,
+        task=task or OddLengthTask(),
+        problems=PROBLEMS,
+        engine=engine,
+        checkpoints=directory,
+        progress=SayingProgress(),
+        **others,
+    )
 
 
-def restored(directory, settings=SETTINGS):
+def trained(state, directory, settings=SETTINGS, task=None, **others):
+    its = course(state, directory, settings, task, **others)
+    train(its, state)
+    return its.run, its.progress.said
+
+
+def resumed(chat, directory, settings=SETTINGS, **others):
+    """Another process: a state made anew, brought to the newest checkpoint, and trained on."""
+    torch.manual_seed(12345)
     saved = checkpoint.load_newest(directory, warn=pytest.fail)
-    return loop.from_checkpoint(saved, build, settings.lr)
+    state = State.start(chat, build(chat.vocab_size), settings.lr, [])
+    its = course(state, directory, settings, **others)
+    loop.restore(its, state, saved)
+    train(its, state)
+    return its.run, state
 
 
 def weights(state):
@@ -124,7 +144,8 @@ def test_training_changes_the_policy_and_leaves_the_reference_alone(chat, tmp_pa
     trained(state, tmp_path)
 
     assert not equal(before, weights(state))
-    assert equal(before, list(state.reference.parameters()))
+    with state.reference.model() as reference:
+        assert equal(before, list(reference.parameters()))
 
 
 def test_the_checkpoint_is_marked_by_the_row_that_follows_it(chat, tmp_path):
@@ -162,12 +183,12 @@ def test_several_optimiser_steps_are_several_rows_and_the_rollout_is_in_the_firs
     assert [step for step, _ in run.trajectories] == [0] * 16 + [4] * 16
 
 
-def test_micro_batches_change_the_step_by_rounding_only(chat, tmp_path, monkeypatch):
-    settings = replace(SETTINGS, steps=1)
-    whole, _ = trained(fresh_state(chat), tmp_path / "whole", settings)
+@pytest.mark.parametrize("variant", ["grpo", "dr_grpo", "dapo"])
+def test_micro_batches_change_the_step_by_rounding_only(chat, tmp_path, variant):
+    settings = replace(SETTINGS, steps=1, variant=variant)
 
-    monkeypatch.setattr(loop, "MICRO_BATCH_SIZE", 3)
-    parts, _ = trained(fresh_state(chat), tmp_path / "parts", settings)
+    whole, _ = trained(fresh_state(chat), tmp_path / "whole", settings)
+    parts, _ = trained(fresh_state(chat), tmp_path / "parts", replace(settings, micro_batch_size=3))
 
     for key in ("training_step/loss", "training_step/kl", "training_step/grad_norm"):
         assert parts.rows[0][1][key] == pytest.approx(whole.rows[0][1][key], rel=1e-4, abs=1e-6)
@@ -194,8 +215,8 @@ def test_groups_without_variance_are_left_out_and_counted(chat, tmp_path):
 def test_a_loss_that_is_not_finite_is_skipped_and_counted(chat, tmp_path):
     # An infinite reference log-prob makes the KL, and with it the loss, infinite.
     state = fresh_state(chat)
-    with torch.no_grad():
-        state.reference.model.norm.weight.fill_(math.nan)
+    with torch.no_grad(), state.reference.model() as reference:
+        reference.model.norm.weight.fill_(math.nan)
     before = weights(state)
 
     run, _ = trained(state, tmp_path)
@@ -212,9 +233,7 @@ def test_a_resumed_training_is_bitwise_the_uninterrupted_one(chat, tmp_path):
     whole, _ = trained(whole_state, tmp_path / "whole", settings)
     first, _ = trained(fresh_state(chat), tmp_path / "parts", replace(settings, steps=2))
 
-    torch.manual_seed(12345)  # another process has other random states
-    state = restored(tmp_path / "parts")
-    second, _ = trained(state, tmp_path / "parts", settings)
+    second, state = resumed(chat, tmp_path / "parts", settings)
 
     assert equal(weights(whole_state), weights(state))
     assert first.rows[:2] + second.rows == whole.rows
@@ -227,7 +246,7 @@ class Killed(BaseException):
     pass
 
 
-def test_a_step_killed_after_its_row_and_before_its_checkpoint_logs_the_same_row_again(chat, tmp_path):
+def test_a_step_killed_after_its_row_and_before_its_checkpoint_comes_out_the_same(chat, tmp_path):
     class DiesAfterRowOne(RecordingRun):
         def log(self, data, *, step=None):
             super().log(data, step=step)
@@ -236,12 +255,23 @@ def test_a_step_killed_after_its_row_and_before_its_checkpoint_logs_the_same_row
 
     run = DiesAfterRowOne()
     with pytest.raises(Killed):
-        train(run, SETTINGS, OddLengthTask(), PROBLEMS, fresh_state(chat), tmp_path, lambda line: None)
+        trained(fresh_state(chat), tmp_path, run=run)
 
-    again, _ = trained(restored(tmp_path), tmp_path)
+    again, _ = resumed(chat, tmp_path)
 
     assert again.rows[0] == run.rows[1]
     assert [t.id for _, t in again.trajectories[:16]] == [t.id for _, t in run.trajectories[16:]]
+
+
+def test_what_the_log_has_already_is_not_logged_again(chat, tmp_path):
+    whole, _ = trained(fresh_state(chat), tmp_path / "whole")
+    trained(fresh_state(chat), tmp_path / "parts", replace(SETTINGS, steps=1))
+    known = frozenset(t.id for step, t in whole.trajectories if step == 1)
+
+    again, _ = resumed(chat, tmp_path / "parts", logged=Logged(2, known))
+
+    assert again.rows == whole.rows[2:]
+    assert [t.id for _, t in again.trajectories] == [t.id for _, t in whole.trajectories[32:]]
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_training(chat, tmp_path):
@@ -255,13 +285,70 @@ def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_training(chat, tm
     assert any("was not written" in line for line in said)
 
 
-def test_each_problem_is_seen_once_in_an_epoch():
-    steps = [problems_of_step(step, 3, 9, seed=1) for step in range(6)]
+class Fails(OddLengthTask):
+    """Raises for one member of each group, and for all of one problem."""
 
-    first, second = [i for step in steps[:3] for i in step], [i for step in steps[3:] for i in step]
-    assert sorted(first) == sorted(second) == list(range(9))
-    assert first != second
+    def grade(self, problem, turns):
+        self.graded = getattr(self, "graded", 0) + 1
+        if self.graded % 4 == 1:
+            raise RuntimeError("the judge is away")
+        return super().grade(problem, turns)
 
 
-def test_a_step_may_need_more_problems_than_there_are():
-    assert sorted(problems_of_step(0, 5, 2, seed=1))[:2] == [0, 0]
+def test_an_episode_that_fails_is_counted_and_the_others_are_learnt_from(chat, tmp_path):
+    run, _ = trained(fresh_state(chat), tmp_path, task=Fails())
+
+    row = dict(run.rows)[1]
+    failed = [t for step, t in run.trajectories if step == 1 and t.exception]
+    assert [t.exception for t in failed] == ["RuntimeError: the judge is away"] * 4
+    assert all(t.reward is None and t.advantage is None and t.stop_reason == "exception" for t in failed)
+    assert row["rollouts/exceptions"] == 4
+    assert "training_step/loss" in row
+    assert run.rows[-1][1]["eval/exceptions"] == 1
+
+
+@pytest.mark.parametrize("variant", ["grpo", "dr_grpo", "dapo"])
+def test_the_loss_of_a_first_step_follows_from_the_trajectories(chat, tmp_path, variant):
+    settings = replace(SETTINGS, steps=3, variant=variant, kl_weight=0.5)
+
+    run, _ = trained(fresh_state(chat), tmp_path, settings)
+
+    for step in range(3):
+        learning = [t for s, t in run.trajectories if s == step and t.advantage]
+        n_tokens = sum(sum(t.mask) for t in learning)
+        loss = 0.0
+        for t in learning:
+            weight = {
+                "grpo": 1 / (sum(t.mask) * len(learning)),
+                "dr_grpo": 1 / (settings.max_sampled_tokens * len(learning)),
+                "dapo": 1 / n_tokens,
+            }[variant]
+            for old, ref in zip(t.logprobs, t.ref_logprobs, strict=True):
+                # The first step on a batch is taken by the policy that sampled it: every ratio is 1.
+                loss += weight * (-t.advantage + 0.5 * (math.exp(ref - old) - (ref - old) - 1))
+        assert dict(run.rows)[step]["training_step/loss"] == pytest.approx(loss, rel=1e-4, abs=1e-6)
+
+
+def test_a_learning_rate_follows_its_schedule(chat, tmp_path):
+    settings = replace(SETTINGS, steps=4, schedule="linear", lr_ramp_steps=2)
+
+    run, _ = trained(fresh_state(chat), tmp_path, settings)
+
+    rates = [row["training_step/learning_rate"] for _, row in run.rows[:4]]
+    assert rates == pytest.approx([0.5e-2, 1e-2, 1e-2, 0.5e-2])
+
+
+def test_epochs_set_the_number_of_batches(chat, tmp_path):
+    # Ten problems, four of a batch: two batches of an epoch.
+    run, _ = trained(fresh_state(chat), tmp_path, replace(SETTINGS, epochs=2))
+
+    assert run.rows[-1][1]["final/total_batches"] == 4
+
+
+def test_the_state_with_the_best_evaluation_is_kept(chat, tmp_path):
+    run, _ = trained(fresh_state(chat), tmp_path, replace(SETTINGS, steps=6, eval_interval=1))
+
+    rewards = [row["eval/reward"] for _, row in run.rows[:-1]]
+    best = checkpoint.load(tmp_path / "best.pt")
+    assert best["best_reward"] == max(rewards)
+    assert best["totals"]["batches"] == rewards.index(max(rewards))

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from trainer import problems as problems_module
 from trainer import recipes
 from trainer.config import with_overrides
 from trainer.errors import DataError, SettingsError, UnknownRecipe
-from trainer.recipes import calculator as recipe_module
 from trainer.recipes.calculator import CalculatorSettings, problems_for
 
 SMALL = CalculatorSettings(eval_size=10, warmup_problems=20, rollouts_per_step=4)
@@ -18,7 +18,7 @@ SMALL = CalculatorSettings(eval_size=10, warmup_problems=20, rollouts_per_step=4
 def no_data(monkeypatch, tmp_path):
     """A machine without any GSM8K file."""
     monkeypatch.delenv("TIDELOG_DATA", raising=False)
-    monkeypatch.setattr(recipe_module, "__file__", str(tmp_path / "a" / "b" / "c" / "calculator.py"))
+    monkeypatch.setattr(problems_module, "__file__", str(tmp_path / "a" / "b" / "c.py"))
     monkeypatch.setitem(sys.modules, "datasets", None)
 
 

@@ -1,4 +1,1 @@
-"""The data that recipes stand on, made from what people have: one module for each kind.
-
-Nothing here knows a model, a token, a reward or a log.
-"""
+"""Data sets: made, read, checked.  Each module is one kind of data; nothing here knows a model or a log."""

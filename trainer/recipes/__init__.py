@@ -22,7 +22,15 @@ if TYPE_CHECKING:  # torch is imported when a recipe is loaded, not when recipes
     from trainer.tasks import Task
 
 SUMMARIES = {
+    "base": "the calculator's problems, plain GRPO",
+    "drgrpo": "the calculator's problems by Dr. GRPO, with the parts of its loss",
+    "accelerate": "the calculator's problems on the devices that accelerate finds",
+    "accelerate_ddp": "the calculator's problems in several processes: torchrun --nproc-per-node=2 -m trainer train …",
+    "multiturn_qa": "questions about a text, each leaning on the one before",
+    "multiturn_tool_calling": "the calculator's problems, with an example of each batch",
     "calculator": "GSM8K's arithmetic by multi-turn calculator calls; a tiny Qwen3 on the CPU, in about a minute",
+    "joint_controller": "an adaptive model's depth, early exit and tokens, chosen for each sample under a latency budget",
+    "mixture_judge": "six sources by domain ratios, graded by rule, by running code or by an LLM judge, with its costs",
 }
 
 
