@@ -6,8 +6,7 @@ the policy after the last update. Rewards are ART·E's, from -2 to 1.5; what is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
 
 from eventlog import Trajectory
 from trainer.collectors import At, Collector, Metrics, finished, means
@@ -28,7 +27,7 @@ _UNITS = {
 
 
 class EmailMetrics(Collector):
-    units: ClassVar[dict[str, str]] = {
+    units: Mapping[str, str] = {
         **{f"{part}/{name}": unit for part in ("eval", "final_eval") for name, unit in _UNITS.items()},
         "eval/exceptions": "trajectories",
         "final_eval/exceptions": "trajectories",
@@ -42,7 +41,7 @@ class EmailMetrics(Collector):
         "train/epoch": "epochs",
         "train/epoch_step": "rollout batches",
     }
-    axes: ClassVar[dict[str, str]] = {"train/*": "global_step", "final_eval/*": "global_step"}
+    axes: Mapping[str, str] = {"train/*": "global_step", "final_eval/*": "global_step"}
 
     def of_rollouts(self, at: At, trajectories: Sequence[Trajectory]) -> Metrics:
         rows = [

@@ -26,7 +26,8 @@ Invariants
   run at all ends the episode, a turn's second call is not run, and a mail that does not exist is merely said to be none.
 * `grade` is a function of the turns: their calls say what was run, and what came of it.
 
-There is no model, token or network here, but for the judge that is handed in. If that raises, the episode has no reward.
+There is no model or token here, and no network but the judge's, which is handed in. Where that fails, the episode has no
+reward.
 """
 
 from __future__ import annotations
@@ -36,18 +37,16 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from eventlog import ToolCall, Turn
 from trainer.data.emails import MAX_RESULTS, SNIPPET_WORDS, Inbox, Mail
+from trainer.judge import Case, Judge
 from trainer.tasks import Grade
 
 I_DONT_KNOW = "I don't know"
-
-Judge = Callable[[str, str, str], bool]
-"""(question, expected answer, given answer) → whether they mean the same; it raises if it cannot tell."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,12 @@ class Question:
 # --- questions --------------------------------------------------------------------------------------------------------
 
 _WORD = re.compile(r"\b[a-z]{4,10}\b")
-_CODE = re.compile(r"\b\d{3,4}\b")
+_CODE = re.compile(r"\b\d{2,4}\b")
 _GREETING = re.compile(r"([a-z]{3,12}) ?[,:-] ?\n", re.IGNORECASE)
 _NUMBER = re.compile(r"\b(meter|deal|contract|order|ticket|sitara)s? #? ?(\d{3,8})(?!\d)", re.IGNORECASE)
-# A word that one mail in so many has is no rarity: a small vocabulary has a token for it.
-COMMON = 25
-# Keywords are from a mail's beginning.
+# A word that one subject in so many has is no rarity: a small vocabulary has a token for it.
+COMMON = 60
+# Numbers are from a mail's beginning.
 KEYWORD_CHARS = 600
 # Of a large inbox, only so many mails are asked about.
 MAX_ASKED = 10_000
@@ -81,16 +80,16 @@ _NO_NAMES = frozenset({"all", "everybody", "everyone", "fyi", "hello", "hey", "n
 def questions_of(inbox: Inbox, seed: int, *, body_chars: int, per_mail: int = 8) -> list[Question]:
     """Return questions whose answers can be found by searching, reading and copying, in an order that is the seed's.
 
-    A mail is asked for by a number in it, alone or with a word, that no other mail has: "meter", "1517". Answers stand
-    in the first `body_chars` of a body.
+    A mail is asked for by a number that no other mail has, or no other mail beside a word of its subject: "meter",
+    "1517". Answers stand in the first `body_chars` of a body.
     """
     rng = random.Random(f"questions {seed}")
     mails = list(itertools.islice(inbox, MAX_ASKED))
-    n_mails = Counter(word for mail in mails for word in _words(mail))
+    n_subjects = Counter(word for mail in mails for word in _subject_words(mail))
     questions: dict[str, Question] = {}
     for mail in mails:
         asks = list(_asks(mail, body_chars))
-        common = [word for word in _words(mail) if n_mails[word] * COMMON >= len(mails)]
+        common = [word for word in _subject_words(mail) if n_subjects[word] * COMMON >= len(mails)]
         for keywords in _keywords(inbox, mail, common, rng, per_mail if asks else 0):
             ask, answer = rng.choice(asks)
             if answer not in keywords:
@@ -123,21 +122,17 @@ def _asks(mail: Mail, body_chars: int) -> Iterator[tuple[str, str]]:
             yield f"Which {kind.lower()} number is in the mail about {{}}?", number
 
 
-def _words(mail: Mail) -> list[str]:
-    return list(dict.fromkeys(_WORD.findall(_beginning(mail))))
-
-
-def _beginning(mail: Mail) -> str:
-    return f"{mail.subject} {mail.body[:KEYWORD_CHARS]}".lower()
+def _subject_words(mail: Mail) -> list[str]:
+    return list(dict.fromkeys(_WORD.findall(mail.subject.lower())))
 
 
 def _keywords(
     inbox: Inbox, mail: Mail, common: Sequence[str], rng: random.Random, n: int
 ) -> Iterator[tuple[str, ...]]:
     """Yield up to `n` tuples of keywords that find this mail and no other."""
-    numbers = list(dict.fromkeys(_CODE.findall(_beginning(mail))))
+    numbers = list(dict.fromkeys(_CODE.findall(f"{mail.subject} {mail.body[:KEYWORD_CHARS]}")))
     candidates: list[tuple[str, ...]] = [(number,) for number in numbers]
-    candidates += itertools.product(common, numbers)
+    candidates += [*itertools.product(common, numbers), *itertools.combinations(numbers[:6], 2)]
     for keywords in rng.sample(candidates, min(len(candidates), 4 * n)):
         if n and inbox.having(keywords, 2) == [mail.message_id]:
             n -= 1
@@ -195,6 +190,10 @@ _INSTRUCTIONS = (
     "read_email, and end with return_answer. Call one tool in each turn. You have {max_turns} turns; where a search "
     "finds nothing, try other keywords."
 )
+
+
+class JudgeFailed(RuntimeError):
+    """Whether an answer is right is not known: a reward would be made up."""
 
 
 class _Unusable(ValueError):
@@ -273,48 +272,21 @@ class EmailTask:
         return "\n".join(f"{message_id}: {snippet}" for message_id, snippet in hits) or NOTHING_FOUND
 
     def grade(self, problem: Question, turns: Sequence[Turn]) -> Grade:
-        rubric = self._rubric(problem, turns)
+        rubric, answer = rubric_of(problem, turns)
+        info: dict[str, Any] = {
+            "expected": problem.answer,
+            "gold_message_id": problem.message_id,
+            "question_id": problem.id,
+        }
+        if answer is not None and not rubric.answer_correct and self._judge is not None:
+            verdict = self._judge.ask(Case("email", problem.text, problem.answer, answer))
+            if verdict.result not in ("correct", "incorrect"):
+                raise JudgeFailed(f"{verdict.result}: {verdict.error}")
+            rubric.answer_correct = verdict.result == "correct"
+            info["verdict"] = verdict.as_info()
         rewards = parts_of_reward(rubric, self._max_turns)
         metrics = {name: float(value) for name, value in vars(rubric).items() if name != "num_turns"}
-        info = {"expected": problem.answer, "gold_message_id": problem.message_id, "question_id": problem.id}
         return Grade(sum(rewards.values()), metrics, info, rewards)
-
-    def _rubric(self, problem: Question, turns: Sequence[Turn]) -> Rubric:
-        written = [turn for turn in turns if turn.role == "assistant"]
-        rubric = Rubric(num_turns=len(written))
-        call = None
-        for turn in written:
-            call = turn.tool_calls[0] if turn.tool_calls else None
-            if call is None or call.result is None:
-                break
-            if call.name == "search_inbox":
-                ids = [line.split(": ", 1)[0] for line in call.result.splitlines()]
-                rubric.ever_found_right_email |= problem.message_id in ids
-            elif call.name == "read_email" and call.result == NO_SUCH_MAIL:
-                rubric.ever_tried_to_read_invalid_email = True
-            elif call.name == "read_email":
-                rubric.ever_read_right_email |= call.arguments["message_id"] == problem.message_id
-        if call is None or (call.result is None and call.error not in (_NO_SUCH_TOOL, _BAD_ARGUMENTS)):
-            rubric.cant_parse_tool_call = True
-        elif call.result is None:
-            rubric.bad_tool_call_name = call.error == _NO_SUCH_TOOL
-            rubric.bad_tool_call_args = call.error == _BAD_ARGUMENTS
-        elif call.name != "return_answer":
-            rubric.ran_out_of_turns = True
-        else:
-            self._rate(problem, rubric, **call.arguments)
-        return rubric
-
-    def _rate(self, problem: Question, rubric: Rubric, answer: str, sources: Sequence[str]) -> None:
-        rubric.num_sources = len(sources)
-        if normalised(answer) in ("", normalised(I_DONT_KNOW)):
-            rubric.returned_i_dont_know = True
-            return
-        rubric.attempted_answer = True
-        rubric.sources_correct = problem.message_id in sources
-        rubric.answer_correct = normalised(answer) == normalised(problem.answer) or (
-            self._judge is not None and self._judge(problem.text, problem.answer, answer)
-        )
 
     def demonstrate(self, problem: Question) -> list[Turn]:
         steps: list[tuple[str, dict[str, Any]]] = [
@@ -420,6 +392,49 @@ class Rubric:
     ever_read_right_email: bool = False
     ever_tried_to_read_invalid_email: bool = False
     num_sources: int = 0
+
+
+def rubric_of(problem: Question, turns: Sequence[Turn]) -> tuple[Rubric, str | None]:
+    """Return what an episode did, and the answer that it attempted; right is one in the expected words."""
+    written = [turn for turn in turns if turn.role == "assistant"]
+    calls = [turn.tool_calls[0] if turn.tool_calls else None for turn in written]
+    rubric = Rubric(num_turns=len(written))
+    for call in calls:
+        if call is not None and call.result is not None:
+            _note(rubric, problem, call)
+    last = calls[-1] if calls else None
+    if last is not None and last.error in (_NO_SUCH_TOOL, _BAD_ARGUMENTS):
+        rubric.bad_tool_call_name = last.error == _NO_SUCH_TOOL
+        rubric.bad_tool_call_args = last.error == _BAD_ARGUMENTS
+    elif last is None or last.result is None:  # or one that was cut off, and never run
+        rubric.cant_parse_tool_call = True
+    elif last.name != "return_answer":
+        rubric.ran_out_of_turns = True
+    else:
+        return rubric, _rate(rubric, problem, **last.arguments)
+    return rubric, None
+
+
+def _note(rubric: Rubric, problem: Question, call: ToolCall) -> None:
+    assert call.result is not None
+    if call.name == "search_inbox":
+        found = [line.split(": ", 1)[0] for line in call.result.splitlines()]
+        rubric.ever_found_right_email |= problem.message_id in found
+    elif call.name == "read_email" and call.result == NO_SUCH_MAIL:
+        rubric.ever_tried_to_read_invalid_email = True
+    elif call.name == "read_email":
+        rubric.ever_read_right_email |= call.arguments["message_id"] == problem.message_id
+
+
+def _rate(rubric: Rubric, problem: Question, answer: str, sources: Sequence[str]) -> str | None:
+    rubric.num_sources = len(sources)
+    if normalised(answer) in ("", normalised(I_DONT_KNOW)):
+        rubric.returned_i_dont_know = True
+        return None
+    rubric.attempted_answer = True
+    rubric.sources_correct = problem.message_id in sources
+    rubric.answer_correct = normalised(answer) == normalised(problem.answer)
+    return answer
 
 
 def parts_of_reward(rubric: Rubric, max_turns: int) -> dict[str, float]:
