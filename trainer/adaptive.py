@@ -106,7 +106,7 @@ class Ran:
     asked: bool  # whether each layer was asked how sure it is
 
 
-class _Layer(nn.Module):
+class _Layer(nn.Module):  # type: ignore[misc]  # torch brings no types that we follow
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self._n_heads = shape.heads
@@ -134,7 +134,7 @@ class _Layer(nn.Module):
         return hidden_BTH
 
 
-class AdaptiveModel(nn.Module):
+class AdaptiveModel(nn.Module):  # type: ignore[misc]
     """Token 0 is the question (the start node); half of a token's embedding is its key, half its value."""
 
     def __init__(self, shape: Shape) -> None:
@@ -187,9 +187,9 @@ class AdaptiveModel(nn.Module):
         """Answer one sample with these knobs; they must be within the model's."""
         assert 1 <= knobs.depth <= self.shape.layers
         assert 1 <= knobs.tokens <= len(sample.tokens)
-        return self._run(sample, knobs, exits=knobs.exit < 1.0)
+        with torch.inference_mode():
+            return self._run(sample, knobs, exits=knobs.exit < 1.0)
 
-    @torch.inference_mode()
     def _run(self, sample: Sample, knobs: Knobs, *, exits: bool) -> Ran:
         question_BH, tokens_BNH, importance_BN = self.embed([sample])
         if knobs.tokens < len(sample.tokens):
@@ -197,7 +197,7 @@ class AdaptiveModel(nn.Module):
             tokens_BNH, importance_BN = tokens_BNH[:, kept_N], importance_BN[:, kept_N]
         hidden_BTH, bias_B1TT = _with_question(question_BH, tokens_BNH, importance_BN)
         depth = 0
-        for layer in self.blocks[: knobs.depth]:  # type: ignore[misc]
+        for layer in self.blocks[: knobs.depth]:
             hidden_BTH = layer(hidden_BTH, bias_B1TT)
             depth += 1
             if exits and depth < knobs.depth:
@@ -250,7 +250,8 @@ def train_from_nothing(shape: Shape, steps: int, seed: int) -> AdaptiveModel:
                     group["lr"] = group["full_lr"] * factor
                 optimiser.step()
                 optimiser.zero_grad()
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    return model
 
 
 def _loss(model: AdaptiveModel, samples: Sequence[Sample]) -> Tensor:
@@ -323,7 +324,8 @@ def from_plain(kept: Mapping[str, Any]) -> AdaptiveModel:
     with torch.random.fork_rng(devices=[]):
         model = AdaptiveModel(Shape(**kept["shape"]))
     model.load_state_dict(kept["weights"])
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    return model
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------

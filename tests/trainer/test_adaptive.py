@@ -115,7 +115,9 @@ def test_a_run_of_all_layers_answers_what_training_saw():
     answers_1LV, _, _ = model.every_layer([sample])
 
     for depth in (1, 2, 3):
-        assert model.run(sample, Knobs(depth, 1.0, N_TOKENS)).answer == int(answers_1LV[0, depth - 1].argmax())
+        assert model.run(sample, Knobs(depth, 1.0, N_TOKENS)).answer == int(
+            answers_1LV[0, depth - 1].argmax()
+        )
 
 
 def test_what_stands_where_in_a_sample_means_nothing():
@@ -216,8 +218,10 @@ def test_to_do_more_is_never_faster():
     clock = Ticking(model)
     kinds = adaptive._every_kind(model.shape)
 
-    def erratic(now=iter(random.Random(0).uniform(0, 1) for _ in range(10**6))):
-        clock.now_s += next(now)
+    chance = random.Random(0)
+
+    def erratic():
+        clock.now_s += chance.uniform(0, 1)
         return clock.now_s
 
     latency_ms = measure(model, erratic)
@@ -328,5 +332,5 @@ def test_a_file_that_is_no_adaptive_model_is_refused_with_the_way_out(tmp_path, 
     elif content is not None:
         path.write_bytes(content)
 
-    with pytest.raises(DataError, match="is not an adaptive model that can be read.*--model_path"):
+    with pytest.raises(DataError, match=r"is not an adaptive model that can be read.*--model_path"):
         adaptive.load(tmp_path)
