@@ -71,7 +71,7 @@ def draw_sample(rng: random.Random, family: str, n_tokens: int = N_TOKENS) -> Sa
     length = rng.randint(*FAMILIES[family])
     nodes = rng.sample(range(N_NODES), N_NODES)
     n_links = rng.randint(length + 1, min(N_NODES, n_tokens))
-    links = list(zip(nodes[:length], nodes[1 : length + 1], strict=True)) + [(nodes[length], nodes[length])]
+    links = [*itertools.pairwise(nodes[: length + 1]), (nodes[length], nodes[length])]
     for node in nodes[length + 1 : n_links]:
         links.append((node, node if rng.random() < _DECOY_ENDS else rng.randrange(N_NODES)))
     background = [(_BACKGROUND, N_NODES + rng.randrange(N_BACKGROUNDS)) for _ in range(n_tokens - n_links)]
@@ -130,8 +130,7 @@ class _Layer(nn.Module):  # type: ignore[misc]  # torch brings no types that we 
         query, key, value = packed.view(B, T, 3, self._n_heads, H // self._n_heads).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias_B1TT)
         hidden_BTH = hidden_BTH + self.attended(mixed.transpose(1, 2).reshape(B, T, H))
-        hidden_BTH = hidden_BTH + self.mlp(self.mlp_norm(hidden_BTH))
-        return hidden_BTH
+        return hidden_BTH + self.mlp(self.mlp_norm(hidden_BTH))
 
 
 class AdaptiveModel(nn.Module):  # type: ignore[misc]
@@ -389,9 +388,10 @@ def measure(model: AdaptiveModel, clock: Callable[[], float] = time.perf_counter
             for kind in order.sample(kinds, len(kinds)):
                 # A confidence of 2 is never reached: every layer is asked, and all are run.
                 knobs = Knobs(kind.layers, 2.0, kind.tokens)
-                started_s = clock()
-                model._run(sample, knobs, exits=kind.asked)
-                taken_s = clock() - started_s
+                with torch.inference_mode():
+                    started_s = clock()
+                    model._run(sample, knobs, exits=kind.asked)
+                    taken_s = clock() - started_s
                 if repeat >= WARM_UPS:
                     least_s[kind] = min(least_s[kind], taken_s)
     finally:
