@@ -211,9 +211,9 @@ def _addresses_of(values: Sequence[str]) -> tuple[str, ...]:
 def _date(text: str) -> str:
     """Return a date as text that sorts by time; "" if it is none."""
     text = text.strip()
-    if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
-        return text
     try:
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+            return date.fromisoformat(text).isoformat()
         when = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:
         try:
@@ -653,13 +653,13 @@ def generate(n: int, seed: int) -> list[Mail]:
 
 
 def disguised(mails: Sequence[Mail], seed: int) -> list[Mail]:
-    """Return the same mails with other days, other message ids, and other numbers in their text.
+    """Return the same mails with each other's days, other message ids, and other numbers in their text.
 
     The language stays what it is, and nothing of it can be answered by heart: out of a few hundred mails come as many
     demonstrations as copying takes to learn.
     """
     rng = random.Random(f"disguise {seed}")
-    days = sorted(mail.date[:10] for mail in mails if mail.date)
+    days = [mail.date for mail in mails if mail.date]
     taken: set[str] = set()
     found = []
     for mail in mails:
@@ -671,7 +671,7 @@ def disguised(mails: Sequence[Mail], seed: int) -> list[Mail]:
             replace(
                 mail,
                 message_id=message_id,
-                date=_day_between(days[0], days[-1], rng) if mail.date else "",
+                date=rng.choice(days) if mail.date else "",
                 subject=_renumbered(mail.subject, rng),
                 body=_renumbered(mail.body, rng),
             )
@@ -686,11 +686,6 @@ def _other_digits(message_id: str, rng: random.Random) -> str:
         return f"{message_id}-{rng.randrange(10_000):04}"
     begin, end = numbers[-1].span()
     return message_id[:begin] + "".join(rng.choices("0123456789", k=end - begin)) + message_id[end:]
-
-
-def _day_between(first: str, last: str, rng: random.Random) -> str:
-    begin = date.fromisoformat(first)
-    return (begin + timedelta(days=rng.randint(0, (date.fromisoformat(last) - begin).days))).isoformat()
 
 
 def _renumbered(text: str, rng: random.Random) -> str:
