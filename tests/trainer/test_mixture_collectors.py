@@ -1,5 +1,6 @@
 """What the mixture logs: S4's names, units and formulas, its console summaries, and costs that outlive a crash."""
 
+import os
 import subprocess
 import sys
 
@@ -225,6 +226,16 @@ def test_the_self_test_prints_the_three_summaries():
     command = [sys.executable, "-m", "trainer.collectors.mixture"]
 
     assert subprocess.run(command, capture_output=True, check=True).stdout.decode() == SELF_TEST
+
+
+def test_a_terminal_without_chinese_stops_nothing():
+    command = [sys.executable, "-m", "trainer.collectors.mixture"]
+
+    said = subprocess.run(
+        command, capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": "latin-1"}
+    )
+
+    assert "gsm8k          :   2/  3 =  66.7%" in said.stdout.decode("latin-1")
 
 
 def test_the_collectors_work_alone(capsys):

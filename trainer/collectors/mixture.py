@@ -15,6 +15,7 @@ Invariants
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -83,7 +84,7 @@ class DatasetMetricsCollector(Collector):
         return "\n".join(lines)
 
     def print_summary(self) -> None:
-        print(self.summary())
+        _print(self.summary())
 
 
 class JudgeMetricsCollector(Collector):
@@ -150,7 +151,7 @@ class JudgeMetricsCollector(Collector):
         return f"LLM Judge统计 (总计: {self.total} 次):\n  成功: {self.successes} ({rate:.1f}%)"
 
     def print_summary(self) -> None:
-        print(self.summary())
+        _print(self.summary())
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,13 @@ class CostTracker(Collector):
         return f"成本统计:\n  总成本: ${self._spent.total_cost:.4f}"
 
     def print_summary(self) -> None:
-        print(self.summary())
+        _print(self.summary())
+
+
+def _print(text: str) -> None:
+    # A terminal whose encoding has no Chinese must not end a training.
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding))
 
 
 def _graded(trajectories: Sequence[Trajectory]) -> list[tuple[str, float]]:

@@ -243,10 +243,10 @@ _THINGS = ("apples", "books", "coins")
 
 def _gsm8k(rng: random.Random) -> Problem:
     name, things = rng.choice(_NAMES), rng.choice(_THINGS)
-    a, b = rng.randint(1, 4), rng.randint(1, 4)
+    a, b = rng.randint(1, 3), rng.randint(1, 3)
     question, steps, answer = f"{name} has {a} {things} and buys {b} more", [f"{a}+{b}={a + b}"], a + b
     if rng.random() < 0.5:
-        c = rng.randint(1, min(3, answer))
+        c = rng.randint(1, 2)
         question += f", then gives away {c}"
         steps.append(f"{answer}-{c}={answer - c}")
         answer -= c
@@ -259,14 +259,14 @@ def _gsm8k(rng: random.Random) -> Problem:
 
 
 def _math(rng: random.Random) -> Problem:
-    d = rng.randint(3, 9)
-    b = rng.randint(2, d - 1)
+    b = rng.randint(2, 5)
     a = rng.randint(1, b - 1)
+    d, x = rng.randint(b + 1, 9), rng.choice("xyz")
     plus, minus = f"{a}+{b - a}={b}", f"{b}-{a}={b - a}"
     # A sum's reference is in lowest terms, its demonstration is not: whether they are equal is what a judge decides.
     return rng.choice(
         [
-            Problem("math", f"Solve x + {a} = {b}.", str(b - a), f"{minus}\n\\boxed{{{b - a}}}"),
+            Problem("math", f"Solve {x} + {a} = {b}.", str(b - a), f"{minus}\n\\boxed{{{b - a}}}"),
             Problem("math", f"Add {a}/{d} and {b - a}/{d}.", _lowest(b, d), f"{plus}\n\\boxed{{{b}/{d}}}"),
             Problem(
                 "math", f"Take {a}/{d} from {b}/{d}.", _lowest(b - a, d), f"{minus}\n\\boxed{{{b - a}/{d}}}"
@@ -290,7 +290,7 @@ _CHAINS = (
 def _hotpotqa(rng: random.Random) -> Problem:
     facts, asked = [], []
     for thing, place, again, higher in rng.sample(_CHAINS, 2):
-        i, j = rng.randint(1, 9), rng.randint(1, 9)
+        i, j = rng.randint(1, 5), rng.randint(1, 5)
         hops = [f"The {thing} is {place} {i}.", f"{again} {i} is {higher} {j}."]
         facts += hops
         kind = higher.removeprefix("on ")
