@@ -115,7 +115,9 @@ def test_a_run_of_all_layers_answers_what_training_saw():
     answers_1LV, _, _ = model.every_layer([sample])
 
     for depth in (1, 2, 3):
-        assert model.run(sample, Knobs(depth, 1.0, N_TOKENS)).answer == int(answers_1LV[0, depth - 1].argmax())
+        assert model.run(sample, Knobs(depth, 1.0, N_TOKENS)).answer == int(
+            answers_1LV[0, depth - 1].argmax()
+        )
 
 
 def test_what_stands_where_in_a_sample_means_nothing():
