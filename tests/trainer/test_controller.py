@@ -123,7 +123,7 @@ def test_the_reward_is_the_accuracy_less_the_penalty_each_as_measured(number):
 
 
 def test_a_right_answer_within_the_budget_earns_1():
-    task, testbed = a_task()
+    task, _ = a_task()
     run = untrained().run
     for problem in draw_problems(400, ["mixed"], [99], seed=1):
         knobs = parse_knobs("depth 1 exit 1 tokens 64", n_layers=3)

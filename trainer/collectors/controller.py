@@ -83,7 +83,7 @@ class Controller(Collector):
 
 def _columns(trajectories: Sequence[Trajectory]) -> dict[str, list[float]]:
     rows = [{"reward": t.reward, **t.metrics} for t in finished(trajectories) if t.reward is not None]
-    return {column: [row[column] for row in rows] for column in _COLUMNS}  # type: ignore[misc]
+    return {column: [row[column] for row in rows] for column in _COLUMNS}
 
 
 def _curves(part: str, decisions: Mapping[str, Sequence[float]], *, spread: bool) -> Metrics:
