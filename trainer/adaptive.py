@@ -106,7 +106,7 @@ class Ran:
     asked: bool  # whether each layer was asked how sure it is
 
 
-class _Layer(nn.Module):  # type: ignore[misc]  # torch brings no types that we follow
+class _Layer(nn.Module):  # type: ignore[misc]
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self._n_heads = shape.heads
@@ -249,6 +249,10 @@ def train_from_nothing(shape: Shape, steps: int, seed: int) -> AdaptiveModel:
                     group["lr"] = group["full_lr"] * factor
                 optimiser.step()
                 optimiser.zero_grad()
+    return _frozen(model)
+
+
+def _frozen(model: AdaptiveModel) -> AdaptiveModel:
     model.eval().requires_grad_(False)
     return model
 
@@ -323,8 +327,7 @@ def from_plain(kept: Mapping[str, Any]) -> AdaptiveModel:
     with torch.random.fork_rng(devices=[]):
         model = AdaptiveModel(Shape(**kept["shape"]))
     model.load_state_dict(kept["weights"])
-    model.eval().requires_grad_(False)
-    return model
+    return _frozen(model)
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ class JointControllerSettings(Settings):
     # what is chosen for
     dataset_names: str = "direct,relay,chain,mixed"  # families of samples
     train_size: int = 2000  # samples of an epoch
-    budgets: str = "40,55,70,85"  # percent of the full model's latency; one for each sample
+    budgets: str = "50,60,75,90"  # percent of the full model's latency; one for each sample
     violation_weight: float = 1.0  # of the penalty for exceeding it
     latency: str = "measured"  # or counted: the same on every machine
     # what is run
