@@ -506,16 +506,13 @@ def backwards(fd: int) -> Iterator[Record]:
 
 
 def end_of_segment(piece_dir: Path, segment: Segment | Sealed) -> int | None:
-    """Return the seq after the last one in a segment."""
+    """Return the seq after the last one in a segment, or None: it has none, or cannot be read."""
     if isinstance(segment, Sealed):
         return segment.next_seq
-    try:
-        fd = os.open(piece_dir / segment.name, OPEN_FLAGS)
-    except OSError:
-        return None
-    with open(fd, "rb"):
-        last = next(backwards(fd), None)
-    return None if last is None else last.seq + 1
+    with suppress(OSError), open(os.open(piece_dir / segment.name, OPEN_FLAGS), "rb") as file:
+        last = next(backwards(file.fileno()), None)
+        return None if last is None else last.seq + 1
+    return None
 
 
 def writers(run_dir: Path) -> list[str]:

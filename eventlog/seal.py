@@ -20,6 +20,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from eventlog.cursor import Cursor, cursors
@@ -32,8 +33,26 @@ from eventlog.piece import (
     ran_here,
     sync_directory,
 )
-from eventlog.reader import Damage, StreamReader, end_of_segment, newest_first, writers
-from eventlog.segment import STREAMS, Sealed, Segment, primary_number, rank_of_writer, sealed_in, segments_in
+from eventlog.reader import (
+    CHUNK_BYTES,
+    OPEN_FLAGS,
+    Damage,
+    StreamReader,
+    end_of_segment,
+    newest_first,
+    writers,
+)
+from eventlog.record import BadLine
+from eventlog.segment import (
+    STREAMS,
+    Header,
+    Sealed,
+    Segment,
+    primary_number,
+    rank_of_writer,
+    sealed_in,
+    segments_in,
+)
 
 # So much of a log makes one row group: some 50,000 values, and 20 MB while it is made.
 ROW_GROUP_BYTES = 2 * 1024 * 1024
@@ -43,6 +62,8 @@ SEALED_FROM_BYTES = 1024 * 1024 * 1024
 # each merge writes all of them again.
 MERGED_MAX_BYTES = 256 * 1024 * 1024
 MERGED_AT_ONCE = 8
+# A header has some 250 bytes.
+_HEADER_MAX_BYTES = 4096
 _LOCK_FILE = "seal.lock"
 _GAP = "the records are missing"
 
@@ -125,17 +146,37 @@ def _unsealed(piece_dir: Path, stream: str, is_closed: bool) -> list[Segment]:
     return [
         segment
         for segment, next_seq in zip(segments, _ends(piece_dir, segments), strict=True)
-        if segment.first_seq < next_seq and not any(_holds(each, segment, next_seq) for each in sealed)
+        if segment.first_seq != next_seq and not any(_holds(each, segment, next_seq) for each in sealed)
     ]
 
 
-def _ends(piece_dir: Path, segments: list[Segment]) -> list[int]:
-    """Return the seq after the last record of each segment; what follows may begin further on, where some are missing."""
-    return [end_of_segment(piece_dir, segment) or segment.first_seq for segment in segments]
+def _ends(piece_dir: Path, segments: list[Segment]) -> list[int | None]:
+    """Return the seq after the last record of each segment, and None where that is not known.
+
+    What follows may begin further on, where some are missing.
+    """
+    ends = [end_of_segment(piece_dir, segment) for segment in segments]
+    return [
+        segment.first_seq if end is None and _is_without_records(piece_dir / segment.name) else end
+        for segment, end in zip(segments, ends, strict=True)
+    ]
 
 
-def _holds(sealed: Sealed, segment: Segment, next_seq: int) -> bool:
-    return sealed.first_seq <= segment.first_seq and next_seq <= sealed.next_seq
+def _is_without_records(path: Path) -> bool:
+    """Whether nothing was ever committed there but a header; False where that cannot be seen."""
+    with suppress(OSError, BadLine), open(os.open(path, OPEN_FLAGS), "rb") as file:
+        beginning = file.read(_HEADER_MAX_BYTES)
+        if not beginning:
+            return True
+        Header.decode(beginning.partition(b"\n")[0])
+        file.seek(0)
+        return sum(part.count(b"\n") for part in iter(partial(file.read, CHUNK_BYTES), b"")) == 1
+    return False
+
+
+def _holds(sealed: Sealed, segment: Segment, next_seq: int | None) -> bool:
+    # Of what cannot be read nobody knows whether anything else holds it.
+    return next_seq is not None and sealed.first_seq <= segment.first_seq and next_seq <= sealed.next_seq
 
 
 def _batches(piece_dir: Path, segments: list[Segment]) -> Iterator[list[Segment]]:
@@ -330,6 +371,8 @@ def _verdicts(run_dir: Path, writer: str, bound: list[Cursor]) -> Iterator[Verdi
             reason: str | None = None
             if is_last and not (is_closed or has_exit):
                 reason = "it is being written"
+            elif next_seq is None:
+                reason = "no record of it can be read: `eventlog verify` says why"
             elif holder is None:
                 reason = "it is not sealed: `eventlog seal` seals it, or says why not"
             elif is_last and may_come_back:

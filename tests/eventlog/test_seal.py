@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable
@@ -178,6 +179,72 @@ def test_a_damaged_segment_is_not_sealed_and_stays_and_the_others_are(tmp_path: 
     assert (left[0], left[2]) == (None, None)
     assert "not sealed" in str(left[1])
     assert list(read(run_dir_of(piece))) == before
+
+
+def all_records_damaged(segment: Path) -> None:
+    segment.write_bytes(segment.read_bytes().replace(b'"x"', b'"y"'))
+
+
+def looped(segment: Path) -> None:
+    segment.rename(segment.with_suffix(".aside"))
+    segment.symlink_to(segment.with_suffix(".aside"))
+
+
+# faults: 13 35
+@pytest.mark.parametrize("spoil", [all_records_damaged, looped])
+def test_a_segment_of_which_no_record_can_be_read_is_damaged_and_stays(
+    tmp_path: Path, spoil: Callable[[Path], None]
+):
+    piece = in_segments(tmp_path, 5, 4)
+    seal(run_dir_of(piece))
+    spoil(piece.segment)
+    piece.die()
+
+    outcome = seal(run_dir_of(piece))
+    left = kept(piece)
+
+    assert [found.path for found in outcome.damage] == [piece.segment]
+    assert left[0] is None
+    assert "no record of it can be read" in str(left[1])
+    assert piece.segment.exists()
+    (proof,) = proofs_of(run_dir_of(piece))
+    assert [found["path"] for found in proof.damage] == [str(piece.segment)]
+
+
+# faults: 34
+def test_a_segment_that_cannot_be_read_just_now_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    piece = in_segments(tmp_path, 5, 4)
+    piece.die()
+    seal(run_dir_of(piece))
+    piece.new_segment()
+    piece.log(step=9, x=9)
+    real = os.open
+    with monkeypatch.context() as patch:
+        refused = PermissionError(errno.EACCES, "Permission denied")
+
+        def open_unless_refused(path: object, *rest: int, **options: object) -> int:
+            if str(path) == str(piece.segment):
+                raise refused
+            return real(path, *rest, **options)  # type: ignore[call-overload, no-any-return]
+
+        patch.setattr(os, "open", open_unless_refused)
+        left = kept(piece)
+
+    assert left == [None, None, "no record of it can be read: `eventlog verify` says why"]
+    assert [record.seq for record in read(run_dir_of(piece))] == list(range(10))
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"crc":"01234567","seq":9,"ti'])
+def test_a_segment_without_a_record_goes_with_the_one_before(tmp_path: Path, tail: bytes):
+    piece = in_segments(tmp_path, 5, 4)
+    piece.new_segment()
+    piece.append(tail)
+    piece.die()
+
+    outcome = seal(run_dir_of(piece))
+
+    assert outcome.damage == []
+    assert kept(piece) == [None, None, None]
 
 
 # faults: 31
