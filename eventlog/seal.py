@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from eventlog.cursor import Cursor, cursors
+from eventlog.cursor import Cursor, cursors, unreadable
 from eventlog.parquet import TEMPORARY, Brief, Unreadable, Writing, is_intact
 from eventlog.piece import (
     closed,
@@ -336,12 +336,12 @@ class Verdict:
 def clean(run_dir: Path, dry_run: bool = False) -> list[Verdict]:
     """Remove the segments that are sealed and that no sink waits for; return what became of each.
 
-    With `dry_run` nothing is touched.
+    With `dry_run` nothing is touched, and another process may be sealing.
     """
     verdicts: list[Verdict] = []
     bound = list(cursors(run_dir))
     for writer in writers(run_dir):
-        with _alone(run_dir / writer) as is_alone:
+        with nullcontext(True) if dry_run else _alone(run_dir / writer) as is_alone:
             found = list(_verdicts(run_dir, writer, bound))
             if not is_alone:
                 found = [replace(verdict, kept_because="another process is sealing it") for verdict in found]
@@ -362,6 +362,7 @@ def _verdicts(run_dir: Path, writer: str, bound: list[Cursor]) -> Iterator[Verdi
     has_exit = _has_exit(piece_dir)
     # Whether somebody may hold the last segment open, where neither an `exit` nor the lock tells us.
     may_come_back = not has_exit and not ran_here(lock_text(piece_dir))
+    lost_cursor = unreadable(run_dir)
     for stream in STREAMS:
         segments, sealed = segments_in(names, stream), sealed_in(names, stream)
         intact: dict[Sealed, bool] = {}
@@ -377,6 +378,8 @@ def _verdicts(run_dir: Path, writer: str, bound: list[Cursor]) -> Iterator[Verdi
                 reason = "it is not sealed: `eventlog seal` seals it, or says why not"
             elif is_last and may_come_back:
                 reason = "its writer on another machine never said that it ended"
+            elif lost_cursor is not None and stream != "trajectories":
+                reason = f"{lost_cursor.name} cannot be read: nobody knows what its sink has acknowledged"
             elif (sink := _who_waits(run_dir, writer, stream, next_seq, bound)) is not None:
                 reason = f"{sink} has not acknowledged all of it"
             else:
@@ -394,6 +397,11 @@ def _who_waits(run_dir: Path, writer: str, stream: str, next_seq: int, bound: li
         return None
     rank = 0 if primary_number(writer) is not None else rank_of_writer(writer)
     order = primaries(run_dir) if rank == 0 else [writer]
+    begun = {cursor.sink.base_url for cursor in bound if cursor.rank == rank}
+    others = {cursor.sink.base_url for cursor in bound} - begun
+    if others and (rank == 0 or (rank is not None and _has_ranks_uploaded(run_dir))):
+        # Other ranks are on their way there, and this one will be.
+        return min(others)
     for cursor in bound:
         if cursor.rank != rank:
             continue
@@ -405,6 +413,13 @@ def _who_waits(run_dir: Path, writer: str, stream: str, next_seq: int, bound: li
         if (there, place["seq"]) < (here, next_seq):
             return cursor.sink.base_url
     return None
+
+
+def _has_ranks_uploaded(run_dir: Path) -> bool:
+    """Whether each rank is a run of its own at the sinks: the run's first `start` says so."""
+    names = primaries(run_dir)
+    start = StreamReader(run_dir / names[0]).first() if names else None
+    return start is not None and start.data.get("upload_ranks") == "all"
 
 
 # ── shared ───────────────────────────────────────────────────────────────────────────────────────────────────

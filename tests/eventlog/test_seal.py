@@ -438,6 +438,16 @@ def test_a_dry_run_says_what_would_go_and_touches_nothing(tmp_path: Path):
     assert verdict.path.stat().st_size == verdict.size
 
 
+def test_a_dry_run_writes_no_lock(tmp_path: Path):
+    piece = in_segments(tmp_path, 5)
+    piece.die()
+    before = sorted(os.listdir(piece.piece.dir))
+
+    clean(run_dir_of(piece), dry_run=True)
+
+    assert sorted(os.listdir(piece.piece.dir)) == before
+
+
 def test_a_segment_that_is_being_written_stays(tmp_path: Path):
     piece = in_segments(tmp_path, 5, 4)
     seal(run_dir_of(piece))
@@ -468,6 +478,48 @@ def test_a_sink_that_has_begun_nothing_waits_for_all(tmp_path: Path):
     cursors.save(run_dir_of(piece), Cursor(SINK), now_us=1)
 
     assert kept(piece) == ["https://api.wandb.ai has not acknowledged all of it"]
+
+
+# faults: 46
+def test_a_sink_whose_cursor_cannot_be_read_waits_for_all(tmp_path: Path):
+    piece = in_segments(tmp_path, 5)
+    beside = HandmadePiece(piece.identity, piece.piece, "trajectories")
+    beside.log("trajectory", reward=1.0)
+    piece.die()
+    seal(run_dir_of(piece))
+    cursors.save(
+        run_dir_of(piece), Cursor(SINK, next={"writer": "main-0001", "seq": 5}), now_us=1, durable=True
+    )
+    for generation in (run_dir_of(piece) / "sync").iterdir():
+        generation.write_bytes(b"garbage\n")
+
+    assert kept(piece) == [
+        f"{SINK.name}.json cannot be read: nobody knows what its sink has acknowledged",
+        # They are not uploaded.
+        None,
+    ]
+
+
+@pytest.mark.parametrize(("upload_ranks", "stays"), [("all", True), ("primary", False)])
+def test_a_rank_that_will_be_a_run_of_its_own_stays_until_it_is(
+    tmp_path: Path, upload_ranks: str, stays: bool
+):
+    piece = handmade_run(tmp_path, upload_ranks=upload_ranks)
+    other = HandmadePiece(piece.identity, claim_secondary(run_dir_of(piece), "rank3"))
+    other.log("start", config={})
+    piece.die()
+    other.die()
+    seal(run_dir_of(piece))
+    cursors.save(run_dir_of(piece), Cursor(SINK, next={"writer": "main-0001", "seq": 1}), now_us=1)
+
+    not_begun = [verdict.kept_because for verdict in clean(run_dir_of(piece), dry_run=True)]
+    as_rank = Cursor(
+        Sink(SINK.base_url, None, "demo", "run-rank3"), 3, next={"writer": other.piece.writer, "seq": 1}
+    )
+    cursors.save(run_dir_of(piece), as_rank, now_us=1)
+
+    assert not_begun == [None, "https://api.wandb.ai has not acknowledged all of it" if stays else None]
+    assert kept(piece) == [None, None]
 
 
 def test_a_later_piece_that_is_begun_to_be_sent_says_that_the_earlier_is_acknowledged(tmp_path: Path):
