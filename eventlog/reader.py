@@ -197,7 +197,8 @@ class StreamReader:
             with suppress(Unreadable, FileNotFoundError):
                 brief = Brief.load(self.piece_dir, files[0])
                 self.header = brief.header
-                return brief.first
+                if brief.first.data:
+                    return brief.first
         while True:
             chunk = self.read(FIRST_BYTES)
             if chunk.records:
@@ -439,7 +440,7 @@ def last_step_of(piece_dir: Path) -> int | None:
 def newest_first(piece_dir: Path, stream: str = "events") -> Iterator[Record]:
     """Yield the stream's committed records, the newest first; damage is passed over.
 
-    Of a stream other than `events`, the very first may come without its data.
+    The very first may come without its data: of `events` only where they are long.
     """
     oldest_seq: int | None = None
     for _ in range(_LOOK_AGAIN):

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 from eventlog.cursor import Cursor, cursors, unreadable
-from eventlog.parquet import TEMPORARY, Brief, Unreadable, Writing, is_intact
+from eventlog.parquet import BRIEF_MAX_BYTES, TEMPORARY, Brief, Unreadable, Writing, is_intact
 from eventlog.piece import (
     closed,
     hold,
@@ -263,7 +263,7 @@ def _note(outcome: Outcome, piece_dir: Path, sealed: Sealed | None, batch: list[
 
 def _merge(piece_dir: Path, stream: str, is_closed: bool, outcome: Outcome) -> None:
     sealed = sealed_in(os.listdir(piece_dir), stream)
-    sizes = {each: _size(piece_dir / each.name) for each in sealed}
+    sizes = {each: _weight(piece_dir, each) for each in sealed}
     for group in mergeable(sealed, sizes, 2 if is_closed else MERGED_AT_ONCE):
         merged = _write(piece_dir, stream, group[0].first_seq, group[-1].next_seq)
         if not isinstance(merged, Sealed):
@@ -272,6 +272,12 @@ def _merge(piece_dir: Path, stream: str, is_closed: bool, outcome: Outcome) -> N
         _remove_covered(piece_dir)
         before = {piece_dir / each.name for each in group}
         outcome.sealed = [path for path in outcome.sealed if path not in before] + [piece_dir / merged.name]
+
+
+def _weight(piece_dir: Path, sealed: Sealed) -> int:
+    """Return how much of `MERGED_MAX_BYTES` it takes up: their briefs become one as well, which may not become too long."""
+    brief = _size(piece_dir / sealed.brief_name) * MERGED_MAX_BYTES // BRIEF_MAX_BYTES
+    return max(_size(piece_dir / sealed.name), brief)
 
 
 def mergeable(sealed: list[Sealed], sizes: dict[Sealed, int], at_least: int) -> list[list[Sealed]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import eventlog
 from eventlog import cursor as cursors
 from eventlog import seal as sealing
 from eventlog.cursor import Cursor, Sink
+from eventlog.errors import PyarrowMissing
 from eventlog.overview import overview_of, proofs_of
 from eventlog.parquet import TEMPORARY
 from eventlog.piece import claim_secondary
@@ -372,6 +374,20 @@ def test_what_is_large_enough_is_not_written_again(tmp_path: Path, monkeypatch: 
     assert names(piece) == ["000-005.parquet", "000.jsonl", "005-009.parquet", "005.jsonl"]
 
 
+def test_what_would_have_too_long_a_brief_together_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    piece = in_segments(tmp_path, 5, 4)
+    seal(run_dir_of(piece))
+    (brief,) = piece.piece.dir.glob("events-*-*.json")
+    monkeypatch.setattr(sealing, "BRIEF_MAX_BYTES", brief.stat().st_size * 3 // 2)
+    piece.die()
+
+    seal(run_dir_of(piece))
+
+    assert names(piece) == ["000-005.parquet", "000.jsonl", "005-009.parquet", "005.jsonl"]
+
+
 # faults: 54
 def test_what_a_killed_sealing_left_is_removed_and_replaced(tmp_path: Path):
     piece = in_segments(tmp_path, 5)
@@ -633,6 +649,30 @@ def test_a_resumed_run_goes_on_after_a_sealed_piece(tmp_path: Path):
         again.log({"loss": 20})
 
     assert [r.step for r in read(run.dir) if r.kind == "metrics"] == list(range(21))
+
+
+def test_a_long_config_is_there_for_whoever_asks_for_the_first_record(tmp_path: Path):
+    piece = handmade_run(tmp_path, config={"prompt": "x" * 2_000_000})
+    first = StreamReader(piece.piece.dir).first()
+    piece.die()
+
+    sealed_and_gone(piece)
+
+    assert StreamReader(piece.piece.dir).first() == first
+
+
+def test_a_sealed_run_is_not_resumed_as_if_it_were_empty_where_pyarrow_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    piece = in_segments(tmp_path, 5)
+    piece.die()
+    sealed_and_gone(piece)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+
+    with pytest.raises(PyarrowMissing, match="pip install"):
+        eventlog.init(project="demo", id="run", root=tmp_path, quiet=True, resume="must")
+
+    assert sorted(path.name for path in run_dir_of(piece).glob("main-*")) == ["main-0001"]
 
 
 def test_an_overview_is_the_same_and_reads_no_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
