@@ -99,18 +99,17 @@ class RunIdentity:
             "run_id": self.run_id,
             "created": self.created_us,
         }
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, orjson.dumps(content) + b"\n")
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as file:
+                file.write(orjson.dumps(content) + b"\n")
+                file.flush()
+                os.fsync(fd)
             os.link(temporary, run_dir / RUN_FILE)
         except FileExistsError:
             return RunIdentity.load(run_dir)
         finally:
-            os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
         sync_directory(run_dir)
         return self
 
@@ -130,6 +129,9 @@ class Piece:
             )
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
             self.heartbeat(time.time_ns() // 1000)
+            # A power cut could leave the name without the text, and without a text nobody knows that the writer is dead.
+            with suppress(OSError):
+                os.fsync(self._lock_fd)
             # It gets its name held and with its text: a reader never sees it free before its writer has died.
             os.rename(unborn, directory / LOCK_FILE)
         except OSError:
@@ -177,8 +179,7 @@ def claim_primary(run_dir: Path) -> Piece:
         except FileExistsError:
             number += 1
             continue
-        sync_directory(run_dir)
-        return Piece(directory)
+        return _claimed(directory)
 
 
 def claim_secondary(run_dir: Path, label: str) -> Piece:
@@ -189,8 +190,18 @@ def claim_secondary(run_dir: Path, label: str) -> Piece:
             directory.mkdir(mode=0o700)
         except FileExistsError:
             continue
-        sync_directory(run_dir)
-        return Piece(directory)
+        return _claimed(directory)
+
+
+def _claimed(directory: Path) -> Piece:
+    """Return the piece in the directory that was just made; if that fails, it is as if it was not."""
+    try:
+        sync_directory(directory.parent)
+    except OSError:
+        with suppress(OSError):
+            directory.rmdir()
+        raise
+    return Piece(directory)
 
 
 def primaries(run_dir: Path) -> list[str]:
@@ -249,7 +260,10 @@ def lock_text(piece_dir: Path) -> dict[str, Any]:
         text = orjson.loads(_read_small(piece_dir / LOCK_FILE))
     except (OSError, ValueError):
         return {}
-    return text if isinstance(text, dict) else {}
+    if not isinstance(text, dict):
+        return {}
+    heartbeat = text.get("heartbeat", 0)
+    return text if type(heartbeat) is int else text | {"heartbeat": 0}
 
 
 def ran_here(text: Mapping[str, Any]) -> bool:
