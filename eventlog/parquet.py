@@ -142,7 +142,7 @@ def _groups(path: Path, stream: str, seq: int = 0, newest_first: bool = False) -
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise PyarrowMissing(f"{path}: {NO_PYARROW}") from None
+        raise PyarrowMissing(f"{str(path)!r} cannot be read here: {NO_PYARROW}") from None
     try:
         fd = os.open(path, _OPEN_FLAGS)
         with open(fd, "rb") as source, pq.ParquetFile(source) as file:

@@ -105,14 +105,16 @@ def seal(run_dir: Path, progress: Callable[[int], object] = lambda size: None) -
 
 
 def to_seal(run_dir: Path) -> int:
-    """Return how many bytes of segments `seal` would seal."""
-    return sum(
-        _size(run_dir / writer / segment.name)
-        for writer in writers(run_dir)
-        for is_closed in [_is_closed(run_dir, writer)]
-        for stream in STREAMS
-        for segment in _unsealed(run_dir / writer, stream, is_closed)
-    )
+    """Return how many bytes of segments `seal` would seal; none where that cannot be seen."""
+    with suppress(OSError):
+        return sum(
+            _size(run_dir / writer / segment.name)
+            for writer in writers(run_dir)
+            for is_closed in [_is_closed(run_dir, writer)]
+            for stream in STREAMS
+            for segment in _unsealed(run_dir / writer, stream, is_closed)
+        )
+    return 0
 
 
 def _is_closed(run_dir: Path, writer: str) -> bool:
