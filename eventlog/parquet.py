@@ -186,7 +186,7 @@ class Writing:
     """A sealed segment that is being written; it has its name when `commit` returns, and not before."""
 
     def __init__(self, piece_dir: Path, header: Header) -> None:
-        """`header` is that of the segment it begins with."""
+        """`header` is that of a segment whose records are taken, with the first seq of this one."""
         import pyarrow.parquet as pq
 
         self._dir = piece_dir

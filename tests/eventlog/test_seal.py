@@ -280,6 +280,22 @@ def test_a_segment_cut_short_in_the_middle_of_the_log_is_not_sealed(tmp_path: Pa
     assert [record.seq for record in read(run_dir_of(piece))] == [0, 1, 2, 3, 5]
 
 
+def test_a_segment_without_its_header_is_damaged_and_the_others_are_sealed(tmp_path: Path):
+    piece = in_segments(tmp_path, 5, 4)
+    content = piece.segment.read_bytes()
+    piece.segment.write_bytes(content[content.index(b"\n") + 1 :])
+    piece.die()
+    alone = handmade_run(tmp_path, "alone")
+    content = alone.segment.read_bytes()
+    alone.segment.write_bytes(content[content.index(b"\n") + 1 :])
+    alone.die()
+
+    outcomes = [seal(run_dir_of(piece)), seal(run_dir_of(alone))]
+
+    assert names(piece) == ["000-005.parquet", "000.jsonl", "005.jsonl"]
+    assert [found.path for outcome in outcomes for found in outcome.damage] == [piece.segment, alone.segment]
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "no bytes at all": lambda path: path.write_bytes(b""),
     "no footer": lambda path: path.write_bytes(path.read_bytes()[:-200]),
@@ -327,6 +343,81 @@ def test_a_damaged_sealed_segment_is_reported_with_its_seqs_once_the_log_is_gone
         (str(path), 0, 399)
     ]
     assert list(read(run_dir_of(piece))) == []
+
+
+def sealed_with_its_log(root: Path) -> HandmadePiece:
+    piece = in_segments(root, 5, 4, 2)
+    piece.log("exit", exitcode=0)
+    piece.die()
+    seal(run_dir_of(piece))
+    assert names(piece) == ["000-012.parquet", "000.jsonl", "005.jsonl", "009.jsonl"]
+    return piece
+
+
+def segment_with(piece: HandmadePiece, seq: int) -> Path:
+    first_seq = max(first for first in (0, 5, 9) if first <= seq)
+    return piece.piece.dir / f"events-{first_seq:012d}.jsonl"
+
+
+# faults: 33
+@pytest.mark.parametrize("limit", [1, 1_000_000])
+@pytest.mark.parametrize("seq", range(12))
+def test_a_segment_that_was_rolled_back_after_it_was_sealed_costs_nothing(
+    tmp_path: Path, seq: int, limit: int
+):
+    piece = sealed_with_its_log(tmp_path)
+    before = list(read(run_dir_of(piece)))
+    overview = overview_of(run_dir_of(piece))
+    piece.segment = segment_with(piece, seq)
+    piece.cut(piece.offset_of(seq))
+
+    reader = StreamReader(piece.piece.dir)
+    found: list[Record] = []
+    while True:
+        chunk = reader.read(limit)
+        found += chunk.records
+        assert chunk.damage == []
+        if not chunk.more:
+            break
+    after = overview_of(run_dir_of(piece))
+
+    assert found == before
+    assert reader.end() == []
+    assert not reader.has_grown()
+    assert (after.state, after.records, after.last_step) == ("finished", 12, overview.last_step)
+    assert StreamReader(piece.piece.dir, seq=seq).read().records == before[seq:]
+    assert set(kept(piece)) == {None}
+    assert list(read(run_dir_of(piece))) == before
+
+
+# faults: 13
+@pytest.mark.parametrize("seq", range(12))
+def test_damage_in_a_segment_after_it_was_sealed_is_reported_and_costs_no_record(tmp_path: Path, seq: int):
+    piece = sealed_with_its_log(tmp_path)
+    before = list(read(run_dir_of(piece)))
+    piece.segment = segment_with(piece, seq)
+    piece.overwrite(piece.offset_of(seq) + 30, b"#")
+
+    (proof,) = proofs_of(run_dir_of(piece))
+
+    assert list(read(run_dir_of(piece))) == before
+    assert [found["path"] for found in proof.damage] == [str(piece.segment)]
+    assert (proof.records, proof.lost) == (12, 0)
+    assert overview_of(run_dir_of(piece)).state == "finished"
+
+
+def test_where_both_are_damaged_the_one_that_its_writer_wrote_counts(tmp_path: Path):
+    piece = sealed_with_its_log(tmp_path)
+    piece.segment = segment_with(piece, 6)
+    piece.overwrite(piece.offset_of(6) + 30, b"#")
+    (path,) = piece.piece.dir.glob("*.parquet")
+    DAMAGE["one byte"](path)
+
+    (proof,) = proofs_of(run_dir_of(piece))
+
+    assert [record.seq for record in read(run_dir_of(piece))] == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+    assert {found["path"] for found in proof.damage} == {str(piece.segment), str(path)}
+    assert proof.lost == 1
 
 
 # ── merging ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -616,8 +707,26 @@ def test_a_reader_goes_on_in_what_was_sealed_meanwhile(tmp_path: Path, at: int):
     remembered = StreamReader(piece.piece.dir, seq=at, hint=hint).read()
     chunk = reader.read()
     assert found + chunk.records == whole
-    assert (chunk.damage, remembered.damage) == ([], [])
+    assert (chunk.damage, remembered.damage, reader.end()) == ([], [], [])
     assert remembered.records == whole[at:]
+    assert not reader.has_grown()
+
+
+# faults: 32
+def test_a_reader_at_the_end_of_what_was_sealed_meanwhile_waits_for_what_comes(tmp_path: Path):
+    piece = in_segments(tmp_path, 5)
+    reader = StreamReader(piece.piece.dir)
+    reader.read()
+    piece.new_segment()
+    seal(run_dir_of(piece))
+    assert kept(piece) == [None, "it is being written"]
+
+    nothing = reader.read()
+    piece.log(step=5, x=5)
+    something = reader.read()
+
+    assert (nothing.records, nothing.damage, something.damage) == ([], [], [])
+    assert [record.seq for record in something.records] == [5]
 
 
 def test_a_reader_in_a_sealed_segment_goes_on_when_it_is_merged(tmp_path: Path):
