@@ -228,9 +228,7 @@ def seal(runs: tuple[str, ...], root: Path | None, as_json: bool) -> None:
     is_good = is_good and not any(outcome.is_busy or outcome.damage for _, outcome in outcomes)
     for run, outcome in outcomes:
         for each in outcome.damage:
-            _complain(
-                f"{run}: {each.path.name} is damaged and not sealed: {each.cause} (`eventlog verify {run}`)."
-            )
+            _complain(f"{run}: {each.path.name} is not sealed: {each.cause} (`eventlog verify {run}`).")
         if outcome.is_busy:
             _complain(f"{run}: another process is sealing it.")
     if as_json:

@@ -225,14 +225,16 @@ def _seal_batch(piece_dir: Path, batch: list[Segment], outcome: Outcome) -> None
 
 
 def _write(piece_dir: Path, stream: str, first_seq: int, limit_seq: int | None) -> Sealed | Damage | None:
-    """Write the records from one seq to before another as a sealed segment; return it, or the damage in the way."""
+    """Write the records from one seq to before another as a sealed segment; return it, or what is in the way."""
     reader = StreamReader(piece_dir, stream, first_seq)
     writing: Writing | None = None
     try:
         while True:
             chunk = reader.read(ROW_GROUP_BYTES)
             if chunk.blocked is not None:
-                raise OSError(chunk.blocked)
+                assert reader.place is not None
+                at = reader.next_seq
+                return Damage(piece_dir / reader.place[0], 0, at, at - 1, chunk.blocked)
             damage = [d for d in chunk.damage if limit_seq is None or d.first_seq < limit_seq]
             has_all = not chunk.more or (limit_seq is not None and reader.next_seq >= limit_seq)
             if has_all and limit_seq is None:

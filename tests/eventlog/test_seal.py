@@ -230,8 +230,12 @@ def test_a_segment_that_cannot_be_read_just_now_stays(tmp_path: Path, monkeypatc
             return real(path, *rest, **options)  # type: ignore[call-overload, no-any-return]
 
         patch.setattr(os, "open", open_unless_refused)
+        outcome = seal(run_dir_of(piece))
         left = kept(piece)
 
+    assert [found.cause for found in outcome.damage] == [
+        "events-000000000009.jsonl cannot be opened: Permission denied"
+    ]
     assert left == [None, None, "no record of it can be read: `eventlog verify` says why"]
     assert [record.seq for record in read(run_dir_of(piece))] == list(range(10))
 
