@@ -101,15 +101,17 @@ class RunIdentity:
         }
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(fd, "wb") as file:
-                file.write(orjson.dumps(content) + b"\n")
-                file.flush()
+            try:
+                os.write(fd, orjson.dumps(content) + b"\n")
                 os.fsync(fd)
+            finally:
+                os.close(fd)
             os.link(temporary, run_dir / RUN_FILE)
         except FileExistsError:
             return RunIdentity.load(run_dir)
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
         sync_directory(run_dir)
         return self
 
@@ -129,12 +131,11 @@ class Piece:
             )
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
             self.heartbeat(time.time_ns() // 1000)
-            # A power cut could leave the name without the text, and without a text nobody knows that the writer is dead.
-            with suppress(OSError):
-                os.fsync(self._lock_fd)
+            # After a power cut the text is all that says whether this lock can be asked.
+            os.fdatasync(self._lock_fd)
             # It gets its name held and with its text: a reader never sees it free before its writer has died.
             os.rename(unborn, directory / LOCK_FILE)
-        except OSError:
+        except BaseException:
             self.abandon()
             raise
 
@@ -153,8 +154,9 @@ class Piece:
     def release(self) -> None:
         """Let the lock go; the piece is closed from now on."""
         if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+            # Forgotten first: whoever is interrupted in between must not close another file's number.
+            fd, self._lock_fd = self._lock_fd, -1
+            os.close(fd)
 
     def abandon(self) -> None:
         """Give up a piece without a record: it is tried again, and each try would leave a directory."""
@@ -194,14 +196,15 @@ def claim_secondary(run_dir: Path, label: str) -> Piece:
 
 
 def _claimed(directory: Path) -> Piece:
-    """Return the piece in the directory that was just made; if that fails, it is as if it was not."""
+    """Return the piece in a directory that was just made, or leave none."""
     try:
         sync_directory(directory.parent)
-    except OSError:
+        return Piece(directory)
+    except BaseException:
+        # Its piece may have removed it already.
         with suppress(OSError):
-            directory.rmdir()
+            os.rmdir(directory)
         raise
-    return Piece(directory)
 
 
 def primaries(run_dir: Path) -> list[str]:
