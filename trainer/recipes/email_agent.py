@@ -41,7 +41,7 @@ from trainer.errors import DataError, SettingsError
 from trainer.judge import HttpJudge, key_from_environment
 from trainer.problems import Problems, named_data, shared_data
 from trainer.recipes import Recipe
-from trainer.tasks.email import EmailTask, Question, questions_of
+from trainer.tasks.email import EmailTask, Question, common_words, questions_of
 
 N_GENERATED = 400
 # Calls to a judge that are under way at once; a served model batches them.
@@ -146,10 +146,10 @@ def _demonstrated(inbox: Inbox, message_ids: Sequence[str], settings: EmailSetti
     found: list[Question] = []
     if settings.model_name or not settings.warmup_max_steps:
         return found
-    seed = settings.seed
+    words, seed = common_words(inbox), settings.seed
     while mails and len(found) < settings.warmup_problems:
         drawn = Inbox.of(disguised(mails, seed), "mails in disguise")
-        questions = questions_of(drawn, seed, body_chars=settings.body_chars)
+        questions = questions_of(drawn, seed, body_chars=settings.body_chars, words=words)
         if not questions:
             break
         found += questions
@@ -279,7 +279,7 @@ QUICK = {
     "rollouts_per_step": 12,
     "group_size": 8,
     "lr": 3e-4,
-    "max_turns": 5,
+    "max_turns": 4,
     "max_new_tokens": 48,  # the longest call has about 30
     "max_length": 2048,
     "eval_size": 64,

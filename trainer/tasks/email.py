@@ -37,7 +37,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,20 +77,20 @@ MAX_ASKED = 10_000
 _NO_NAMES = frozenset({"all", "everybody", "everyone", "fyi", "hello", "hey", "note", "thanks"})
 
 
-def questions_of(inbox: Inbox, seed: int, *, body_chars: int, per_mail: int = 8) -> list[Question]:
+def questions_of(
+    inbox: Inbox, seed: int, *, body_chars: int, words: Container[str] | None = None, per_mail: int = 8
+) -> list[Question]:
     """Return questions whose answers can be found by searching, reading and copying, in an order that is the seed's.
 
-    A mail is asked for by a number that no other mail has, or no other mail beside a word of its subject: "meter",
-    "1517". Answers stand in the first `body_chars` of a body.
+    A mail is asked for by a number, two of them, or one and a word of its subject that no other mail has: "meter",
+    "1517". The words are `words`, or those that are common here. Answers stand in the first `body_chars` of a body.
     """
     rng = random.Random(f"questions {seed}")
-    mails = list(itertools.islice(inbox, MAX_ASKED))
-    n_subjects = Counter(word for mail in mails for word in _subject_words(mail))
+    words = common_words(inbox) if words is None else words
     questions: dict[str, Question] = {}
-    for mail in mails:
+    for mail in itertools.islice(inbox, MAX_ASKED):
         asks = list(_asks(mail, body_chars))
-        common = [word for word in _subject_words(mail) if n_subjects[word] * COMMON >= len(mails)]
-        for keywords in _keywords(inbox, mail, common, rng, per_mail if asks else 0):
+        for keywords in _keywords(inbox, mail, words, rng, per_mail if asks else 0):
             ask, answer = rng.choice(asks)
             if answer not in keywords:
                 text = ask.format(", ".join(f'"{keyword}"' for keyword in keywords))
@@ -101,6 +101,15 @@ def questions_of(inbox: Inbox, seed: int, *, body_chars: int, per_mail: int = 8)
     found = list(questions.values())
     rng.shuffle(found)
     return found
+
+
+def common_words(inbox: Inbox) -> frozenset[str]:
+    """Return the words that one subject in 60 has: a small vocabulary has tokens for them."""
+    n_mails, n_subjects = 0, Counter[str]()
+    for mail in itertools.islice(inbox, MAX_ASKED):
+        n_mails += 1
+        n_subjects.update(_subject_words(mail))
+    return frozenset(word for word, n in n_subjects.items() if n * COMMON >= n_mails)
 
 
 def _asks(mail: Mail, body_chars: int) -> Iterator[tuple[str, str]]:
@@ -127,13 +136,20 @@ def _subject_words(mail: Mail) -> list[str]:
 
 
 def _keywords(
-    inbox: Inbox, mail: Mail, common: Sequence[str], rng: random.Random, n: int
+    inbox: Inbox, mail: Mail, words: Container[str], rng: random.Random, n: int
 ) -> Iterator[tuple[str, ...]]:
-    """Yield up to `n` tuples of keywords that find this mail and no other."""
+    """Yield up to `n` tuples of keywords that find this mail and no other, of each form alike."""
     numbers = list(dict.fromkeys(_CODE.findall(f"{mail.subject} {mail.body[:KEYWORD_CHARS]}")))
-    candidates: list[tuple[str, ...]] = [(number,) for number in numbers]
-    candidates += [*itertools.product(common, numbers), *itertools.combinations(numbers[:6], 2)]
-    for keywords in rng.sample(candidates, min(len(candidates), 4 * n)):
+    common = [word for word in _subject_words(mail) if word in words]
+    forms: list[list[tuple[str, ...]]] = [
+        list(itertools.product(common, numbers)),
+        [(number,) for number in numbers],
+        list(itertools.combinations(numbers[:6], 2)),
+    ]
+    for form in forms:
+        rng.shuffle(form)
+    mixed = [keywords for row in itertools.zip_longest(*forms) for keywords in row if keywords]
+    for keywords in mixed[: 4 * n]:
         if n and inbox.having(keywords, 2) == [mail.message_id]:
             n -= 1
             yield keywords
