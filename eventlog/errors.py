@@ -45,5 +45,9 @@ class NotARun(EventlogError):
     """A directory without a readable `run.json`."""
 
 
+class PyarrowMissing(EventlogError):
+    """What is sealed cannot be read by this installation; it is intact."""
+
+
 # W&B's name of the first of them.
 Error = EventlogError

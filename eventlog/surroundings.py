@@ -15,7 +15,6 @@ import os
 import signal
 import subprocess
 import threading
-import time
 
 from eventlog.redact import without_credentials, without_key
 
@@ -34,8 +33,9 @@ def requirements() -> str:
     found: dict[str, str] = {}
     for n, distribution in enumerate(distributions()):
         if n % _AT_ONCE == 0:
-            # Somebody trains meanwhile, and has the interpreter only while nothing is to be done here.
-            time.sleep(_PAUSE_S)
+            # Somebody trains meanwhile, and has the interpreter only while nothing is to be done here. Not by
+            # `time.sleep`, which fails where a library fakes the clock.
+            threading.Event().wait(_PAUSE_S)
         try:
             # Not `distribution.metadata`: the parser of mails takes five times as long, for what is not asked.
             text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""

@@ -30,6 +30,7 @@ SUMMARIES = {
     "multiturn_tool_calling": "the calculator's problems, with an example of each batch",
     "calculator": "GSM8K's arithmetic by multi-turn calculator calls; a tiny Qwen3 on the CPU, in about a minute",
     "joint_controller": "an adaptive model's depth, early exit and tokens, chosen for each sample under a latency budget",
+    "email_agent": "questions about an inbox, answered by searching and reading it; ART-E's tools and reward",
     "mixture_judge": "six sources by domain ratios, graded by rule, by running code or by an LLM judge, with its costs",
 }
 
