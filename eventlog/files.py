@@ -106,7 +106,7 @@ class RunFiles:
                 if entry.size is not None:
                     manifest[path]["size"] = entry.size
             else:
-                stored = self._put(entry.content)
+                stored = self._put(entry.content, may_link=entry.is_ours)
                 manifest[path] = {
                     "digest": base64_md5(stored),
                     "size": stored.size,
@@ -162,9 +162,9 @@ class RunFiles:
             )
         return value
 
-    def _put(self, content: Content) -> Stored:
+    def _put(self, content: Content, may_link: bool = False) -> Stored:
         try:
-            return self._store.put(content)
+            return self._store.put(content, may_link)
         except OSError as error:
             self._drop_content(content, error)
             raise NotKept from error

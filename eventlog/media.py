@@ -61,7 +61,7 @@ class Keeper(Protocol):
 class AddsFiles(Protocol):
     """What a value needs of an artifact that it is added to."""
 
-    def put(self, path: str, content: Content, stored: Stored | None = None) -> str:
+    def put(self, path: str, content: Content) -> str:
         """Make `content` a file of the artifact; return its path there."""
 
 
@@ -108,7 +108,7 @@ class Media(Value):
             path = f"media/{self.directory}/{stored.md5[:20]}{self._extension}"
         else:
             path = f"media/{self.directory}/{stored.sha256[:20]}/{self._content.name}"
-        artifact.put(path, self._content, stored)
+        artifact.put(path, self._content)
         return {"_type": self.type, "sha256": stored.sha256, "path": path, **self._described()}
 
     def _described(self) -> dict[str, Any]:
