@@ -19,6 +19,7 @@ from typing import Any
 from eventlog.configs import as_config, detached, friendly
 from eventlog.errors import ConfigError
 from eventlog.outcome import Path, SummaryState
+from eventlog.record import as_logged
 
 
 class Config(Mapping[str, Any]):
@@ -145,19 +146,19 @@ class Summary(MutableMapping[str, Any]):
         """Set several values, in one record."""
         values = dict(*mappings, **named)
         if values:
-            plain = {str(key): _without_views(value) for key, value in values.items()}
+            given = {str(key): value for key, value in values.items()}
             if self._is_in_one_value():
-                self._replace_the_whole({**self._as_dict(), **plain})
+                self._replace_the_whole({**self._as_dict(), **given})
                 return
-            self._record([((*self._path, key), value) for key, value in plain.items()], [])
-            for key, value in plain.items():
+            self._record([((*self._path, key), value) for key, value in given.items()], [])
+            for key, value in as_logged(given).items():
                 self._state.set_at((*self._path, key), value)
 
     def __getitem__(self, key: str) -> Any:
         value = self._items()[key]
         if isinstance(value, dict):
             return Summary(self._record, self._state, (*self._path, key))
-        return detached(value)
+        return copy.deepcopy(value)
 
     def __setitem__(self, key: str, value: Any) -> None:
         self.update({key: value})
@@ -189,17 +190,19 @@ class Summary(MutableMapping[str, Any]):
         del self[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._items())
+        # Of a list: another thread may log meanwhile.
+        return iter(list(self._items()))
 
     def __len__(self) -> int:
         return len(self._items())
 
     def __repr__(self) -> str:
-        return f"Summary({self._items()!r})"
+        return f"Summary({self._as_dict()!r})"
 
     def _as_dict(self) -> dict[str, Any]:
         """Return it as plain dicts; scripts know this name of W&B's."""
-        return copy.deepcopy(self._items())
+        plain: dict[str, Any] = self._state.copy_of(self._path)
+        return plain
 
     def _is_in_one_value(self) -> bool:
         return self._state.set_by_hand_above((*self._path, "")) is not None
@@ -208,7 +211,7 @@ class Summary(MutableMapping[str, Any]):
         """Set the dict that this is a part of once more: it was set as one value, and W&B knows no part of it."""
         top = self._state.set_by_hand_above((*self._path, ""))
         assert top is not None
-        whole = Summary(self._record, self._state, top)._as_dict()
+        whole: dict[str, Any] = self._state.copy_of(top)
         below = self._path[len(top) :]
         if below:
             part = whole
@@ -218,15 +221,11 @@ class Summary(MutableMapping[str, Any]):
         else:
             whole = changed
         self._record([(top, whole)], [])
-        self._state.set_at(top, whole)
+        self._state.set_at(top, as_logged(whole))
 
     def _items(self) -> dict[str, Any]:
-        tree: dict[str, Any] = self._state.items
-        for key in self._path:
-            below = tree.get(key)
-            # What this is a view of may have been deleted since.
-            tree = below if isinstance(below, dict) else {}
-        return tree
+        items: dict[str, Any] = self._state.at(self._path)
+        return items
 
 
 def _is_same(there: Any, value: Any) -> bool:
@@ -236,8 +235,3 @@ def _is_same(there: Any, value: Any) -> bool:
     except (TypeError, ValueError, RuntimeError):
         # Arrays compare cell by cell, and may have no single answer.
         return bool(friendly(there) == friendly(value))
-
-
-def _without_views(value: Any) -> Any:
-    """Return a value that is the caller's no more: nothing but plain dicts where it is read from a summary."""
-    return value._as_dict() if isinstance(value, Summary) else detached(value)

@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path, PosixPath
 from types import TracebackType
 from typing import IO, Any, NoReturn
@@ -37,7 +38,7 @@ from eventlog.capture import Capture, Wanted
 from eventlog.code import code_artifact, is_of_a_log, is_source
 from eventlog.definitions import Metric, defined
 from eventlog.entry import Earlier
-from eventlog.errors import UsageError
+from eventlog.errors import EventlogError, UsageError
 from eventlog.files import NotKept, RunFiles
 from eventlog.logged import Config, StaticConfig, Summary
 from eventlog.not_yet import say, say_once
@@ -274,7 +275,7 @@ class Run:
         events = self._events or self._open()
         if events is None:
             if self.disabled:
-                self._state.take_row(data, False, self._step, True)
+                self._state.take_row(data, encoded, as_text, self._step, True)
             return
         if as_text and any(mark[0] == "lossy" for mark in as_text):
             # Only what JSON has no word for can be a chart, or media, whose names have the step before this call, as
@@ -285,16 +286,16 @@ class Run:
             current = self._step
             step, closes, self._step = step_rule(current, step, commit)
             is_written = events.write("metrics", encoded, as_text, time_us, step, closes)
+            if step >= current:
+                # Here, so that of two threads the summary has the row that is the later one in the log.
+                self._state.take_row(data, encoded, as_text, step, closes)
         if events.syncs_each_record and is_written:
             is_written = events.sync_record()
         if not is_written:
             self._say_dropped(events)
         if self._mirror is not None:
             self._mirror.log(given, step, time_us / 1e6)
-        if step >= current:
-            # No further brace: no value is a dict, which nearly every row spares a look at each.
-            self._state.take_row(data, encoded.find(b"{", 1) < 0, step, closes)
-        else:
+        if step < current:
             self._say_once(
                 "past step",
                 f"log(step={step}) came after step {current}: the record is kept, and W&B will not show it, "
@@ -328,7 +329,7 @@ class Run:
         """
         metric, record = defined(name, step_metric, step_sync, hidden, summary, goal, overwrite)
         self._record("define_metric", record)
-        self._define_in_summary(metric.name, list(metric.summary or ()), bool(overwrite))
+        self._state.define(metric.name, metric.summary or (), bool(overwrite))
         return metric
 
     def alert(
@@ -640,6 +641,7 @@ class Run:
         self._files = RunFiles(
             self.id, store, lambda: self._writer_of("files"), self._drop_file, self._say_once
         )
+        self._state.begin_anew()
         self._opening = threading.RLock()
         self._piece_lock = threading.RLock()
         self._stop = threading.Event()
@@ -670,6 +672,7 @@ class Run:
             piece.abandon()
             raise OSError(errno.EIO, events.trouble)
         self._piece, self._events = piece, events
+        self._state.read_again = partial(self._read_summary_again, events, piece.writer)
         keeper = threading.Thread(target=self._keep, args=(piece,), name=f"eventlog {self.id}", daemon=True)
         try:
             keeper.start()
@@ -844,16 +847,29 @@ class Run:
         if histograms and not self._is_finished:
             self.log(histograms, commit=False)
 
-    def _define_in_summary(self, name: str, words: list[str], overwrite: bool) -> None:
-        asks_for_more = self._state.asks_for_more(name, words, overwrite)
-        if not asks_for_more or self._piece is None:
-            self._state.define(name, words, overwrite)
-            return
-        # The values that were logged before count too, and only the log has them.
-        state, writer = SummaryState(keeps_all=True), self._piece.writer
-        for record in read(self.dir, writer=None if writer in primaries(self.dir) else writer):
-            state.take(record)
-        self._state.become(state)
+    def _read_summary_again(self, events: StreamWriter, writer: str) -> None:
+        """Make the summary of the log: statistics that were asked for late need the values before."""
+        with events.lock:
+            before_seq = events.next_seq
+            self._state.remember_what_follows()
+        state: SummaryState | None = None
+        try:
+            found = SummaryState(keeps_all=True)
+            names = primaries(self.dir)
+            for name in names if writer in names else [writer]:
+                for record in read(self.dir, writer=name):
+                    if name == writer and record.seq >= before_seq:
+                        break
+                    found.take(record)
+            state = found
+        except (OSError, EventlogError) as error:
+            self._say_once(
+                "summary",
+                f"the log of {self.path} cannot be read ({error}): run.summary has no statistics of what was logged "
+                "before they were asked for. W&B gets all of them.",
+            )
+        finally:
+            self._state.become(state)
 
     def _start_capture(self, wanted: Wanted) -> None:
         """Record what is printed, how busy the machine is, and what the run runs with."""
