@@ -30,7 +30,7 @@ import orjson
 
 from eventlog.artifact import Artifact, base64_md5, digest_of
 from eventlog.media import Image, Media, Value, many_in_history
-from eventlog.record import encode_data
+from eventlog.record import DEPTH_MAX, encode_data
 from eventlog.store import Content, Store, Stored
 from eventlog.table import Table, is_dataframe
 from eventlog.writer import StreamWriter
@@ -138,12 +138,12 @@ class RunFiles:
         return self._shown(value, key, step, set())
 
     def _shown(self, value: Any, key: str, step: int, above: set[int]) -> Any:
-        if isinstance(value, Mapping):
-            if id(value) in above:
-                return value
-            inside = above | {id(value)}
-            return {name: self._shown(item, str(name), step, inside) for name, item in value.items()}
         try:
+            if isinstance(value, Mapping):
+                if id(value) in above or len(above) >= DEPTH_MAX:
+                    return value
+                inside = above | {id(value)}
+                return {name: self._shown(item, str(name), step, inside) for name, item in value.items()}
             if is_dataframe(value):
                 value = Table(dataframe=value)
             elif hasattr(type(value), "savefig"):

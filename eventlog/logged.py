@@ -3,8 +3,9 @@
 Invariants
 ----------
 * What the mapping shows is what the log says, once the log has it: a change is recorded before it shows.
-* What was read out is a copy where it is a container: changing it changes nothing, here or in the log.
-* A value of the config changes only where that was allowed; a value that a sweep has set never does.
+* A value of the config is replaced only where that was allowed; one that is locked, as a sweep's are, never is.
+* A dict or list that was read out of the config is the config's own, as in W&B's client: what a script changes inside of
+  it shows at once, and is recorded by the next `catch_up`. One that was read out of the summary is a copy.
 
 The mappings know no file: they hand each change to the function that they were made with.  Of what a config may be
 made is decided in `configs`, what a summary shows in `summary`.
@@ -16,7 +17,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-from eventlog.configs import as_config, detached, friendly
+from eventlog.configs import as_config, copied, friendly, merged
 from eventlog.errors import ConfigError
 from eventlog.outcome import Path, SummaryState
 from eventlog.record import as_logged
@@ -25,7 +26,7 @@ from eventlog.record import as_logged
 class Config(Mapping[str, Any]):
     """What the run was started with.  `config["lr"]` and `config.lr` are the same."""
 
-    __slots__ = ("_allow_val_change", "_items", "_locked", "_record", "_tell")
+    __slots__ = ("_allow_val_change", "_items", "_lent", "_locked", "_record", "_tell")
 
     def __init__(
         self,
@@ -37,9 +38,11 @@ class Config(Mapping[str, Any]):
     ) -> None:
         """`locked` keys never change; `tell` gets a sentence when one was to."""
         object.__setattr__(self, "_items", dict(items))
+        # The dicts and lists that were read out, as the log has them.
+        object.__setattr__(self, "_lent", {})
         object.__setattr__(self, "_record", record)
         object.__setattr__(self, "_allow_val_change", bool(allow_val_change))
-        object.__setattr__(self, "_locked", frozenset(locked))
+        object.__setattr__(self, "_locked", set(locked))
         object.__setattr__(self, "_tell", tell)
 
     def update(self, values: Any = (), allow_val_change: bool | None = None) -> None:
@@ -47,26 +50,45 @@ class Config(Mapping[str, Any]):
 
         With `allow_val_change=True` it changes, and the log keeps what it was before.
         """
-        changes = self._free(as_config(values))
-        may_change = self._allow_val_change if allow_val_change is None else allow_val_change
-        if not may_change:
-            self._refuse_changes(changes)
-        if changes:
-            self._record(changes)
-            self._items.update(changes)
+        self._set(self._free(as_config(values)), allow_val_change)
 
     def setdefaults(self, values: Any) -> None:
         """Set those of `values` that are not there yet."""
         self.update({key: value for key, value in as_config(values).items() if key not in self._items})
 
+    def update_locked(self, values: Any, user: Any = None, _allow_val_change: bool | None = None) -> None:
+        """Set values that nobody changes any more; what starts scripts for W&B calls it."""
+        changes = as_config(values)
+        self._set(changes, _allow_val_change)
+        self._locked.update(changes)
+
+    def merge_locked(self, values: Any, user: Any = None, _allow_val_change: bool | None = None) -> None:
+        """Like `update_locked`, and let a dict grow together with the one that is there."""
+        given = as_config(values)
+        changes = {key: merged(self._items.get(key), value) for key, value in given.items()}
+        self._set(changes, _allow_val_change)
+        self._locked.update(changes)
+
     def persist(self) -> None:
-        """Do nothing: every change is in the log already."""
+        """Record what was changed inside of a value; every other change is in the log already."""
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Record the dicts and lists inside of which something was changed since they were read out."""
+        for key, known in list(self._lent.items()):
+            there = self._items[key]
+            if not _is_same(known, there):
+                self._lent[key] = copied(there)
+                self._record({key: friendly(there)})
 
     def as_dict(self) -> dict[str, Any]:
-        return copy.deepcopy(self._items)
+        return {key: copied(value) for key, value in self._items.items()}
 
     def __getitem__(self, key: str) -> Any:
-        return detached(self._items[key])
+        value = self._items[key]
+        if isinstance(value, (dict, list)) and key not in self._lent:
+            self._lent[key] = copied(value)
+        return value
 
     def __setitem__(self, key: str, value: Any) -> None:
         self.update({key: value})
@@ -91,6 +113,17 @@ class Config(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"Config({self._items!r})"
+
+    def _set(self, changes: dict[str, Any], allow_val_change: bool | None) -> None:
+        self.catch_up()
+        may_change = self._allow_val_change if allow_val_change is None else allow_val_change
+        if not may_change:
+            self._refuse_changes(changes)
+        if changes:
+            self._record(changes)
+            for key in changes:
+                self._lent.pop(key, None)
+            self._items.update(changes)
 
     def _free(self, changes: dict[str, Any]) -> dict[str, Any]:
         """Return the changes less those of locked keys."""
@@ -232,6 +265,8 @@ def _is_same(there: Any, value: Any) -> bool:
     try:
         # NaN is itself here: a config that is given again is no change.
         return bool(there == value) or bool(there != there and value != value)
-    except (TypeError, ValueError, RuntimeError):
-        # Arrays compare cell by cell, and may have no single answer.
-        return bool(friendly(there) == friendly(value))
+    except Exception:  # noqa: BLE001 - a stranger's own code compares; arrays, cell by cell, may have no single answer
+        try:
+            return bool(friendly(there) == friendly(value))
+        except Exception:  # noqa: BLE001 - as above
+            return False

@@ -35,7 +35,7 @@ _REST_AT = 18
 _BRACE_CRC = zlib.crc32(b"{")
 _INT64_MIN, _UINT64_MAX = -(2**63), 2**64 - 1
 # orjson gives up at 254 levels; values below this depth become text.
-_DEPTH_MAX = 200
+DEPTH_MAX = 200
 # What W&B keeps as a list; a longer array would become a histogram there.
 _ARRAY_MAX = 1_000_000
 # Text in place of a value is for people: 100 MB of bytes must not push their row over the limit of a line.
@@ -300,7 +300,7 @@ def _in_words(value: Any, path: Path, marks: list[TextMark], above: set[int]) ->
             return number_f
         marks.append(["float", *path])
         return "NaN" if number_f != number_f else ("Infinity" if number_f > 0 else "-Infinity")
-    if id(value) in above or len(above) >= _DEPTH_MAX:
+    if id(value) in above or len(above) >= DEPTH_MAX:
         return _lossy(_too_deep(value), path, marks)
     above.add(id(value))
     try:

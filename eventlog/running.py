@@ -571,6 +571,7 @@ class Run:
         events = self._events
         self.unwatch()
         if events is not None:
+            self.config.catch_up()
             if self._capture is not None:
                 self._capture.stop()
             self._files.finish()
@@ -767,6 +768,7 @@ class Run:
                 continue
             try:
                 self._sync_and_look()
+                self.config.catch_up()
                 if self._capture is not None:
                     self._capture.flush()
                 if time.monotonic() >= heartbeat_at_s:
