@@ -31,6 +31,7 @@ import orjson
 from eventlog.artifact import Artifact, base64_md5, digest_of
 from eventlog.media import Image, Media, Value, many_in_history
 from eventlog.record import DEPTH_MAX, encode_data
+from eventlog.redact import marks_without_key, redacted, without_key
 from eventlog.store import Content, Store, Stored
 from eventlog.table import Table, is_dataframe
 from eventlog.writer import StreamWriter
@@ -67,12 +68,15 @@ class RunFiles:
         writer: Callable[[], StreamWriter | None],
         drop: Callable[[str], None],
         say_once: Callable[[str, str], None],
+        key: bytes | None = None,
     ) -> None:
+        """`key` is kept out of what is made into a file here, and out of the records; a file of the caller's is its own."""
         self.run_id = run_id
         self._store = store
         self._writer = writer
         self._drop = drop
         self._say_once = say_once
+        self._key = key
         self._saved: dict[str, _Saved] = {}
         # Held while a saved file is stored, so that `finish` waits for it.
         self._lock = threading.RLock()
@@ -117,8 +121,8 @@ class RunFiles:
             {
                 "name": artifact.name,
                 "type": artifact.type,
-                "description": artifact.description,
-                "metadata": artifact.metadata,
+                "description": redacted(artifact.description),
+                "metadata": redacted(artifact.metadata),
                 "aliases": list(aliases),
                 "tags": list(tags),
                 "step": step,
@@ -163,6 +167,8 @@ class RunFiles:
         return value
 
     def _put(self, content: Content, may_link: bool = False) -> Stored:
+        if isinstance(content, bytes):
+            content = without_key(content, self._key)
         try:
             return self._store.put(content, may_link)
         except OSError as error:
@@ -175,6 +181,8 @@ class RunFiles:
 
     def _record(self, kind: str, data: dict[str, Any]) -> None:
         encoded, as_text = encode_data(data)
+        if self._key is not None and self._key in encoded:
+            encoded, as_text = without_key(encoded, self._key), marks_without_key(as_text, self._key)
         writer = self._writer()
         if writer is None:
             raise NotKept

@@ -47,7 +47,7 @@ from eventlog.piece import HEARTBEAT_S, Piece, RunIdentity, claim_secondary, pri
 from eventlog.process import facts
 from eventlog.reader import read
 from eventlog.record import TextMark, encode_data
-from eventlog.redact import redacted, without_key
+from eventlog.redact import key_in_bytes, marks_without_key, redacted, without_key, without_secrets
 from eventlog.settings import Settings
 from eventlog.stand_ins import UsedArtifact, refuse_to_fetch
 from eventlog.store import Store
@@ -136,7 +136,7 @@ class Run:
         self._step = self.starting_step
         self._is_finished = False
         self._said: set[str] = set()
-        self._api_key = os.environ.get("WANDB_API_KEY")
+        self._key = key_in_bytes(os.environ.get("WANDB_API_KEY"))
         self._lost = 0
         self._was_stopped = False
         self._stop_look_at_s = 0.0
@@ -282,6 +282,8 @@ class Run:
             # W&B's do.
             data = self._files.shown(self._without_charts(data), "", self._step)
             encoded, as_text = encode_data(data)
+        if self._key is not None and encoded.find(self._key) >= 0:
+            encoded, as_text = self._privately(encoded, as_text)
         with events.lock:
             current = self._step
             step, closes, self._step = step_rule(current, step, commit)
@@ -308,7 +310,7 @@ class Run:
         if not isinstance(trajectory, Trajectory):
             raise TypeError(f"log_trajectory takes an eventlog.Trajectory, not {trajectory!r}.")
         step = self._step if step is None else as_step(step)
-        encoded, as_text = encode_trajectory(trajectory)
+        encoded, as_text = self._privately(*encode_trajectory(trajectory))
         writer = self._writer_of("trajectories")
         if writer is not None and not writer.append_encoded("trajectory", encoded, as_text, time_us, step):
             self._say_dropped(writer)
@@ -340,7 +342,7 @@ class Run:
         wait_duration: float | timedelta | None = None,
     ) -> None:
         """Have W&B notify people; of equal titles within `wait_duration` (seconds; one minute) it notifies once."""
-        self._record("alert", alert_record(title, text, level, wait_duration))
+        self._record_privately("alert", alert_record(title, text, level, wait_duration))
 
     def save(
         self,
@@ -582,7 +584,7 @@ class Run:
             events.retry_now()
             said: dict[str, Any] = {"exitcode": exit_code}
             if error:
-                said["error"] = error[-_ERROR_MAX_CHARS:]
+                said["error"] = without_secrets(error)[-_ERROR_MAX_CHARS:]
             if not events.append_encoded("exit", *self._encoded_privately(said), time.time_ns() // 1000):
                 self._say_dropped(events)
             if not events.close():
@@ -640,7 +642,7 @@ class Run:
         store = Store(self.dir, is_durable=self._durability != "none")
         self._capture: Capture | None = None
         self._files = RunFiles(
-            self.id, store, lambda: self._writer_of("files"), self._drop_file, self._say_once
+            self.id, store, lambda: self._writer_of("files"), self._drop_file, self._say_once, self._key
         )
         self._state.begin_anew()
         self._opening = threading.RLock()
@@ -819,7 +821,9 @@ class Run:
 
     def _record(self, kind: str, data: Mapping[str, Any]) -> None:
         events = self._events or self._open()
-        if events is not None and not events.append(kind, data):
+        if events is None:
+            return
+        if not events.append_encoded(kind, *self._encoded_privately(data), time.time_ns() // 1000):
             self._say_dropped(events)
 
     def _change(self, changed: dict[str, Any]) -> None:
@@ -885,7 +889,7 @@ class Run:
         writer = self._writer_of("console")
         if writer is None:
             return
-        encoded, as_text = self._encoded_privately({"source": source, "text": text})
+        encoded, as_text = self._encoded_privately({"source": source, "text": without_secrets(text)})
         if not writer.append_encoded("console", encoded, as_text, time.time_ns() // 1000):
             self._say_dropped(writer)
 
@@ -894,12 +898,7 @@ class Run:
 
     def _record_privately(self, kind: str, data: Mapping[str, Any]) -> None:
         """Record what a person wrote, without the secrets in it."""
-        events = self._events or self._open()
-        if events is None:
-            return
-        encoded, as_text = self._encoded_privately(redacted(data))
-        if not events.append_encoded(kind, encoded, as_text, time.time_ns() // 1000):
-            self._say_dropped(events)
+        self._record(kind, redacted(data))
 
     def _record_summary(
         self, changes: list[tuple[tuple[str, ...], Any]], deleted: list[tuple[str, ...]]
@@ -913,8 +912,13 @@ class Run:
         )
 
     def _encoded_privately(self, data: Mapping[str, Any]) -> tuple[bytes, list[TextMark]]:
-        encoded, as_text = encode_data(data)
-        return without_key(encoded, self._api_key), as_text
+        return self._privately(*encode_data(data))
+
+    def _privately(self, encoded: bytes, as_text: list[TextMark]) -> tuple[bytes, list[TextMark]]:
+        """Return what was encoded without the W&B key of this process."""
+        if self._key is None or self._key not in encoded:
+            return encoded, as_text
+        return without_key(encoded, self._key), marks_without_key(as_text, self._key)
 
     # ── words ────────────────────────────────────────────────────────────────────────────────────────────────
 
