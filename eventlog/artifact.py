@@ -18,6 +18,7 @@ Versions, downloads and everything else that only the server knows is refused in
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -74,6 +75,7 @@ class Entry:
     """One path of an artifact: a file of ours, or a reference to one elsewhere."""
 
     digest: str
+    """Empty if the file could not be read when it was added."""
     size: int | None
     content: Content | None = None
     ref: str | None = None
@@ -153,7 +155,7 @@ class Artifact:
         path = _as_path(name or source.name)
         self._refuse_if_final()
         entry = self._entry_of(source, may_change=policy != "immutable")
-        if is_tmp:
+        if is_tmp and entry.digest:
             # The name of a temporary file says nothing, so its digest stands in.
             md5 = base64.b64decode(entry.digest).hex()
             path = str(PurePosixPath(path).with_name(md5[:20] + "".join(PurePosixPath(path).suffixes)))
@@ -254,18 +256,28 @@ class Artifact:
         return self._put_entry(clean, _entry(content, digests(content)), overwrite)
 
     def _entry_of(self, source: Path, may_change: bool) -> Entry:
-        if may_change:
-            try:
-                copy = self._own_directory() / secrets.token_hex(8)
-                return _entry(copy, copied(source, copy), is_ours=True)
-            except Unreadable:
+        try:
+            if may_change:
+                try:
+                    copy = self._own_directory() / secrets.token_hex(8)
+                    return _entry(copy, copied(source, copy), is_ours=True)
+                except Unreadable:
+                    raise
+                except OSError as error:
+                    self._say_not_copied(source, error)
+            return _entry(source, digests(source))
+        except Unreadable as error:
+            if error.errno == errno.EACCES:
                 raise
-            except OSError as error:
-                say_once(
-                    f"{str(source)!r}",
-                    f"is taken as it will be when the artifact is logged: it could not be copied ({error.strerror}).",
-                )
-        return _entry(source, digests(source))
+            # Without a free descriptor, say. It may be read when the artifact is logged, or is counted then.
+            self._say_not_copied(source, error)
+            return Entry("", None, source)
+
+    def _say_not_copied(self, source: Path, error: OSError) -> None:
+        say_once(
+            f"{str(source)!r}",
+            f"is taken as it will be when the artifact is logged: it could not be copied ({error.strerror}).",
+        )
 
     def _own_directory(self) -> Path:
         """Return the directory of the artifact's own copies, which goes when the artifact does."""

@@ -185,9 +185,7 @@ class Run:
     @property
     def entity(self) -> str:
         """Whose project the run is in: as asked for, or as the server said since; empty if nobody did."""
-        from eventlog import on_wandb
-
-        return self._identity.entity or on_wandb.entity(self.dir) or ""
+        return self._identity.entity or self._asked_of_syncd("entity") or ""
 
     @property
     def step(self) -> int:
@@ -221,16 +219,14 @@ class Run:
     @property
     def url(self) -> str | None:
         """The address of the run's page; None until `syncd` has uploaded something of it."""
-        from eventlog import on_wandb
-
-        return on_wandb.url(self.dir)
+        found: str | None = self._asked_of_syncd("url")
+        return found
 
     @property
     def project_url(self) -> str | None:
         """The address of the project's page; None until `syncd` has uploaded something of the run."""
-        from eventlog import on_wandb
-
-        return on_wandb.project_url(self.dir)
+        found: str | None = self._asked_of_syncd("project_url")
+        return found
 
     @property
     def sweep_url(self) -> str | None:
@@ -256,7 +252,17 @@ class Run:
         piece = self._piece
         if events is None or piece is None:
             return on_wandb.RunStatus()
-        return on_wandb.status(self.dir, piece.writer, events.next_seq)
+        return self._asked_of_syncd("status", piece.writer, events.next_seq) or on_wandb.RunStatus()
+
+    def _asked_of_syncd(self, what: str, *arguments: Any) -> Any:
+        """Return what `syncd` has noted of the run; None if that cannot be read."""
+        try:
+            from eventlog import on_wandb
+
+            return getattr(on_wandb, what)(self.dir, *arguments)
+        except OSError as error:
+            self._say_once("on W&B", f"what syncd noted of {self.path} cannot be read: {error.strerror}.")
+            return None
 
     def log(
         self, data: Mapping[str, Any], step: int | None = None, commit: bool | None = None, sync: Any = None
@@ -477,16 +483,20 @@ class Run:
         from eventlog import saved
 
         where = os.path.join(root or self.dir, name)
-        if os.path.exists(where) and not replace:
-            return open(where)
-        if run_path not in (None, self.path, self.id) or not saved.restore(self.dir, name, Path(where)):
-            self._say_once(
-                f"restore {name}",
-                f"restore({name!r}) found no such file in the log of {self.path}. Nothing is fetched from W&B: "
-                f"`wandb pull` does that.",
-            )
+        is_of_the_run = run_path in (None, self.path, self.id)
+        try:
+            is_there = os.path.exists(where) and not replace
+            if is_there or (is_of_the_run and saved.restore(self.dir, name, Path(where))):
+                return open(where)
+        except (OSError, EventlogError) as error:
+            self._say_once(f"restore {name}", f"restore({name!r}) failed: {error}.")
             return None
-        return open(where)
+        self._say_once(
+            f"restore {name}",
+            f"restore({name!r}) found no such file in the log of {self.path}. Nothing is fetched from W&B: "
+            f"`wandb pull` does that.",
+        )
+        return None
 
     def watch(
         self,
@@ -946,13 +956,11 @@ class Run:
         )
 
     def _wait_for_acks(self, timeout_s: float) -> None:
-        from eventlog import on_wandb
-
         if not roots.daemon_is_watching():
             self._say(f"no syncd runs on this host: `syncd sync {self.dir}` uploads the run.")
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
-            if on_wandb.is_complete(self.dir):
+            if self._asked_of_syncd("is_complete"):
                 return
             time.sleep(_ACK_POLL_S)
         self._say(
