@@ -33,7 +33,7 @@ from eventlog.media import Image, Media, Value, many_in_history
 from eventlog.record import DEPTH_MAX, encode_data
 from eventlog.redact import marks_without_key, redacted, without_key
 from eventlog.store import Content, Store, Stored
-from eventlog.table import Table, is_dataframe
+from eventlog.table import is_dataframe, of_dataframe
 from eventlog.writer import StreamWriter
 
 POLICIES = ("live", "now", "end")
@@ -149,7 +149,7 @@ class RunFiles:
                 inside = above | {id(value)}
                 return {name: self._shown(item, str(name), step, inside) for name, item in value.items()}
             if is_dataframe(value):
-                value = Table(dataframe=value)
+                value = of_dataframe(value)
             elif hasattr(type(value), "savefig"):
                 value = Image(value)
             if isinstance(value, Value):

@@ -451,7 +451,11 @@ def _pixels(data: Any, file_type: str) -> tuple[Any, str]:
         if array is not data:
             # A tensor has its channels first.
             array = array.transpose(1, 2, 0)
-        array = array.squeeze()
+        if array.shape[-1] == 1:
+            array = array[..., 0]
+        elif array.shape[-1] not in (3, 4):
+            # One channel, put first.
+            array = array.squeeze()
     channels = 1 if array.ndim == 2 else array.shape[-1]
     guessed = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels) if array.ndim in (2, 3) else None
     if guessed is None:
