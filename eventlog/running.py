@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path, PosixPath
 from types import TracebackType
 from typing import IO, Any, NoReturn
@@ -37,7 +38,7 @@ from eventlog.capture import Capture, Wanted
 from eventlog.code import code_artifact, is_of_a_log, is_source
 from eventlog.definitions import Metric, defined
 from eventlog.entry import Earlier
-from eventlog.errors import UsageError
+from eventlog.errors import EventlogError, UsageError
 from eventlog.files import NotKept, RunFiles
 from eventlog.logged import Config, StaticConfig, Summary
 from eventlog.not_yet import say, say_once
@@ -46,7 +47,7 @@ from eventlog.piece import HEARTBEAT_S, Piece, RunIdentity, claim_secondary, pri
 from eventlog.process import facts
 from eventlog.reader import read
 from eventlog.record import TextMark, encode_data
-from eventlog.redact import redacted, without_key
+from eventlog.redact import key_in_bytes, marks_without_key, redacted, without_key, without_secrets
 from eventlog.settings import Settings
 from eventlog.stand_ins import UsedArtifact, refuse_to_fetch
 from eventlog.store import Store
@@ -135,7 +136,7 @@ class Run:
         self._step = self.starting_step
         self._is_finished = False
         self._said: set[str] = set()
-        self._api_key = os.environ.get("WANDB_API_KEY")
+        self._key = key_in_bytes(os.environ.get("WANDB_API_KEY"))
         self._lost = 0
         self._was_stopped = False
         self._stop_look_at_s = 0.0
@@ -184,9 +185,7 @@ class Run:
     @property
     def entity(self) -> str:
         """Whose project the run is in: as asked for, or as the server said since; empty if nobody did."""
-        from eventlog import on_wandb
-
-        return self._identity.entity or on_wandb.entity(self.dir) or ""
+        return self._identity.entity or self._asked_of_syncd("entity") or ""
 
     @property
     def step(self) -> int:
@@ -220,16 +219,14 @@ class Run:
     @property
     def url(self) -> str | None:
         """The address of the run's page; None until `syncd` has uploaded something of it."""
-        from eventlog import on_wandb
-
-        return on_wandb.url(self.dir)
+        found: str | None = self._asked_of_syncd("url")
+        return found
 
     @property
     def project_url(self) -> str | None:
         """The address of the project's page; None until `syncd` has uploaded something of the run."""
-        from eventlog import on_wandb
-
-        return on_wandb.project_url(self.dir)
+        found: str | None = self._asked_of_syncd("project_url")
+        return found
 
     @property
     def sweep_url(self) -> str | None:
@@ -255,7 +252,17 @@ class Run:
         piece = self._piece
         if events is None or piece is None:
             return on_wandb.RunStatus()
-        return on_wandb.status(self.dir, piece.writer, events.next_seq)
+        return self._asked_of_syncd("status", piece.writer, events.next_seq) or on_wandb.RunStatus()
+
+    def _asked_of_syncd(self, what: str, *arguments: Any) -> Any:
+        """Return what `syncd` has noted of the run; None if that cannot be read."""
+        try:
+            from eventlog import on_wandb
+
+            return getattr(on_wandb, what)(self.dir, *arguments)
+        except OSError as error:
+            self._say_once("on W&B", f"what syncd noted of {self.path} cannot be read: {error.strerror}.")
+            return None
 
     def log(
         self, data: Mapping[str, Any], step: int | None = None, commit: bool | None = None, sync: Any = None
@@ -274,27 +281,29 @@ class Run:
         events = self._events or self._open()
         if events is None:
             if self.disabled:
-                self._state.take_row(data, False, self._step, True)
+                self._state.take_row(data, encoded, as_text, self._step, True)
             return
         if as_text and any(mark[0] == "lossy" for mark in as_text):
             # Only what JSON has no word for can be a chart, or media, whose names have the step before this call, as
             # W&B's do.
             data = self._files.shown(self._without_charts(data), "", self._step)
             encoded, as_text = encode_data(data)
+        if self._key is not None and encoded.find(self._key) >= 0:
+            encoded, as_text = self._privately(encoded, as_text)
         with events.lock:
             current = self._step
             step, closes, self._step = step_rule(current, step, commit)
             is_written = events.write("metrics", encoded, as_text, time_us, step, closes)
+            if step >= current:
+                # Here, so that of two threads the summary has the row that is the later one in the log.
+                self._state.take_row(data, encoded, as_text, step, closes)
         if events.syncs_each_record and is_written:
             is_written = events.sync_record()
         if not is_written:
             self._say_dropped(events)
         if self._mirror is not None:
             self._mirror.log(given, step, time_us / 1e6)
-        if step >= current:
-            # No further brace: no value is a dict, which nearly every row spares a look at each.
-            self._state.take_row(data, encoded.find(b"{", 1) < 0, step, closes)
-        else:
+        if step < current:
             self._say_once(
                 "past step",
                 f"log(step={step}) came after step {current}: the record is kept, and W&B will not show it, "
@@ -307,7 +316,7 @@ class Run:
         if not isinstance(trajectory, Trajectory):
             raise TypeError(f"log_trajectory takes an eventlog.Trajectory, not {trajectory!r}.")
         step = self._step if step is None else as_step(step)
-        encoded, as_text = encode_trajectory(trajectory)
+        encoded, as_text = self._privately(*encode_trajectory(trajectory))
         writer = self._writer_of("trajectories")
         if writer is not None and not writer.append_encoded("trajectory", encoded, as_text, time_us, step):
             self._say_dropped(writer)
@@ -328,7 +337,7 @@ class Run:
         """
         metric, record = defined(name, step_metric, step_sync, hidden, summary, goal, overwrite)
         self._record("define_metric", record)
-        self._define_in_summary(metric.name, list(metric.summary or ()), bool(overwrite))
+        self._state.define(metric.name, metric.summary or (), bool(overwrite))
         return metric
 
     def alert(
@@ -339,7 +348,7 @@ class Run:
         wait_duration: float | timedelta | None = None,
     ) -> None:
         """Have W&B notify people; of equal titles within `wait_duration` (seconds; one minute) it notifies once."""
-        self._record("alert", alert_record(title, text, level, wait_duration))
+        self._record_privately("alert", alert_record(title, text, level, wait_duration))
 
     def save(
         self,
@@ -474,16 +483,20 @@ class Run:
         from eventlog import saved
 
         where = os.path.join(root or self.dir, name)
-        if os.path.exists(where) and not replace:
-            return open(where)
-        if run_path not in (None, self.path, self.id) or not saved.restore(self.dir, name, Path(where)):
-            self._say_once(
-                f"restore {name}",
-                f"restore({name!r}) found no such file in the log of {self.path}. Nothing is fetched from W&B: "
-                f"`wandb pull` does that.",
-            )
+        is_of_the_run = run_path in (None, self.path, self.id)
+        try:
+            is_there = os.path.exists(where) and not replace
+            if is_there or (is_of_the_run and saved.restore(self.dir, name, Path(where))):
+                return open(where)
+        except (OSError, EventlogError) as error:
+            self._say_once(f"restore {name}", f"restore({name!r}) failed: {error}.")
             return None
-        return open(where)
+        self._say_once(
+            f"restore {name}",
+            f"restore({name!r}) found no such file in the log of {self.path}. Nothing is fetched from W&B: "
+            f"`wandb pull` does that.",
+        )
+        return None
 
     def watch(
         self,
@@ -570,6 +583,7 @@ class Run:
         events = self._events
         self.unwatch()
         if events is not None:
+            self.config.catch_up()
             if self._capture is not None:
                 self._capture.stop()
             self._files.finish()
@@ -580,7 +594,7 @@ class Run:
             events.retry_now()
             said: dict[str, Any] = {"exitcode": exit_code}
             if error:
-                said["error"] = error[-_ERROR_MAX_CHARS:]
+                said["error"] = without_secrets(error)[-_ERROR_MAX_CHARS:]
             if not events.append_encoded("exit", *self._encoded_privately(said), time.time_ns() // 1000):
                 self._say_dropped(events)
             if not events.close():
@@ -638,8 +652,9 @@ class Run:
         store = Store(self.dir, is_durable=self._durability != "none")
         self._capture: Capture | None = None
         self._files = RunFiles(
-            self.id, store, lambda: self._writer_of("files"), self._drop_file, self._say_once
+            self.id, store, lambda: self._writer_of("files"), self._drop_file, self._say_once, self._key
         )
+        self._state.begin_anew()
         self._opening = threading.RLock()
         self._piece_lock = threading.RLock()
         self._stop = threading.Event()
@@ -670,6 +685,7 @@ class Run:
             piece.abandon()
             raise OSError(errno.EIO, events.trouble)
         self._piece, self._events = piece, events
+        self._state.read_again = partial(self._read_summary_again, events, piece.writer)
         keeper = threading.Thread(target=self._keep, args=(piece,), name=f"eventlog {self.id}", daemon=True)
         try:
             keeper.start()
@@ -764,6 +780,7 @@ class Run:
                 continue
             try:
                 self._sync_and_look()
+                self.config.catch_up()
                 if self._capture is not None:
                     self._capture.flush()
                 if time.monotonic() >= heartbeat_at_s:
@@ -814,7 +831,9 @@ class Run:
 
     def _record(self, kind: str, data: Mapping[str, Any]) -> None:
         events = self._events or self._open()
-        if events is not None and not events.append(kind, data):
+        if events is None:
+            return
+        if not events.append_encoded(kind, *self._encoded_privately(data), time.time_ns() // 1000):
             self._say_dropped(events)
 
     def _change(self, changed: dict[str, Any]) -> None:
@@ -844,16 +863,29 @@ class Run:
         if histograms and not self._is_finished:
             self.log(histograms, commit=False)
 
-    def _define_in_summary(self, name: str, words: list[str], overwrite: bool) -> None:
-        asks_for_more = self._state.asks_for_more(name, words, overwrite)
-        if not asks_for_more or self._piece is None:
-            self._state.define(name, words, overwrite)
-            return
-        # The values that were logged before count too, and only the log has them.
-        state, writer = SummaryState(keeps_all=True), self._piece.writer
-        for record in read(self.dir, writer=None if writer in primaries(self.dir) else writer):
-            state.take(record)
-        self._state.become(state)
+    def _read_summary_again(self, events: StreamWriter, writer: str) -> None:
+        """Make the summary of the log: statistics that were asked for late need the values before."""
+        with events.lock:
+            before_seq = events.next_seq
+            self._state.remember_what_follows()
+        state: SummaryState | None = None
+        try:
+            found = SummaryState(keeps_all=True)
+            names = primaries(self.dir)
+            for name in names if writer in names else [writer]:
+                for record in read(self.dir, writer=name):
+                    if name == writer and record.seq >= before_seq:
+                        break
+                    found.take(record)
+            state = found
+        except (OSError, EventlogError) as error:
+            self._say_once(
+                "summary",
+                f"the log of {self.path} cannot be read ({error}): run.summary has no statistics of what was logged "
+                "before they were asked for. W&B gets all of them.",
+            )
+        finally:
+            self._state.become(state)
 
     def _start_capture(self, wanted: Wanted) -> None:
         """Record what is printed, how busy the machine is, and what the run runs with."""
@@ -867,7 +899,7 @@ class Run:
         writer = self._writer_of("console")
         if writer is None:
             return
-        encoded, as_text = self._encoded_privately({"source": source, "text": text})
+        encoded, as_text = self._encoded_privately({"source": source, "text": without_secrets(text)})
         if not writer.append_encoded("console", encoded, as_text, time.time_ns() // 1000):
             self._say_dropped(writer)
 
@@ -876,12 +908,7 @@ class Run:
 
     def _record_privately(self, kind: str, data: Mapping[str, Any]) -> None:
         """Record what a person wrote, without the secrets in it."""
-        events = self._events or self._open()
-        if events is None:
-            return
-        encoded, as_text = self._encoded_privately(redacted(data))
-        if not events.append_encoded(kind, encoded, as_text, time.time_ns() // 1000):
-            self._say_dropped(events)
+        self._record(kind, redacted(data))
 
     def _record_summary(
         self, changes: list[tuple[tuple[str, ...], Any]], deleted: list[tuple[str, ...]]
@@ -895,8 +922,13 @@ class Run:
         )
 
     def _encoded_privately(self, data: Mapping[str, Any]) -> tuple[bytes, list[TextMark]]:
-        encoded, as_text = encode_data(data)
-        return without_key(encoded, self._api_key), as_text
+        return self._privately(*encode_data(data))
+
+    def _privately(self, encoded: bytes, as_text: list[TextMark]) -> tuple[bytes, list[TextMark]]:
+        """Return what was encoded without the W&B key of this process."""
+        if self._key is None or self._key not in encoded:
+            return encoded, as_text
+        return without_key(encoded, self._key), marks_without_key(as_text, self._key)
 
     # ── words ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -924,13 +956,11 @@ class Run:
         )
 
     def _wait_for_acks(self, timeout_s: float) -> None:
-        from eventlog import on_wandb
-
         if not roots.daemon_is_watching():
             self._say(f"no syncd runs on this host: `syncd sync {self.dir}` uploads the run.")
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
-            if on_wandb.is_complete(self.dir):
+            if self._asked_of_syncd("is_complete"):
                 return
             time.sleep(_ACK_POLL_S)
         self._say(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 import eventlog
 from eventlog import roots
 from eventlog.entry import Earlier
+from eventlog.errors import ConfigError
 from eventlog.piece import HEARTBEAT_S, LOCK_FILE, RunIdentity, primaries
 from eventlog.reader import read, writers
 from eventlog.record import Record
@@ -236,9 +238,26 @@ def test_the_callers_row_is_not_changed_by_its_media(tmp_path: Path):
     assert row["in"] == {"deep": page}
 
 
+@pytest.mark.parametrize("depth", [300, 600, 5000])
+def test_a_value_nested_deeper_than_any_costs_not_its_row(tmp_path: Path, depth: int):
+    run = begin(tmp_path)
+    eventlog.plot.line(eventlog.Table(columns=["x", "y"]), "x", "y")
+    deep: dict[str, Any] = {}
+    inner = deep
+    for _ in range(depth):
+        inner["a"] = inner = {}
+
+    run.log({"deep": deep, "page": eventlog.Html("x"), "loss": 1.0})
+
+    (record,) = of_kind(run, "metrics")
+    assert (record.data["loss"], record.data["page"]["_type"]) == (1.0, "html-file")
+    assert [path[0] for path in record.lossy] == ["deep"]
+    assert (run.summary["loss"], run.step) == (1.0, 1)
+
+
 def test_a_row_that_is_strange_all_over_keeps_its_media(tmp_path: Path):
     run = begin(tmp_path)
-    row: dict[str, Any] = {"page": eventlog.Html("x"), "set": {1}, "big": 2**70, 3: float("inf")}
+    row: dict[str, Any] = {"page": eventlog.Html("x"), "object": object(), "big": 2**70, 3: float("inf")}
     row["itself"] = row
 
     run.log(row)
@@ -246,7 +265,7 @@ def test_a_row_that_is_strange_all_over_keeps_its_media(tmp_path: Path):
     (record,) = of_kind(run, "metrics")
     assert record.data["page"]["_type"] == "html-file"
     assert (record.data["big"], record.data["3"]) == (2**70, math.inf)
-    assert ("set",) in record.lossy
+    assert ("object",) in record.lossy
 
 
 def test_a_value_that_cannot_be_stored_costs_only_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -333,12 +352,76 @@ def test_a_config_value_is_protected_from_change(tmp_path: Path):
     assert of_kind(run, "config") == []
 
 
-def test_a_container_read_from_the_config_is_a_copy(tmp_path: Path):
-    run = begin(tmp_path, config={"model": {"size": 1}})
+def test_what_is_changed_inside_of_a_config_value_shows_and_is_recorded(tmp_path: Path):
+    run = begin(tmp_path, config={"opt": {"lr": 0.1}, "layers": [1], "seed": 7})
 
-    run.config["model"]["size"] = 2
+    run.config["opt"]["lr"] = 0.5
+    run.config.layers.append((2,))
+    run.config["new"] = 1
+    read = run.config["opt"]
+    run.config["opt"]["wd"] = float("nan")
+    shown = (run.config["opt"]["lr"], run.config.layers, run.config["opt"] is read)
+    run.finish()
 
-    assert run.config["model"] == {"size": 1}
+    assert shown == (0.5, [1, (2,)], True)
+    changes: dict[str, Any] = {}
+    for record in of_kind(run, "config"):
+        changes.update(record.data)
+    assert changes["layers"] == [1, [2]]
+    assert changes["new"] == 1
+    assert changes["opt"]["lr"] == 0.5
+    assert math.isnan(changes["opt"]["wd"])
+    assert "seed" not in changes
+
+
+def test_a_config_value_that_was_only_read_is_not_recorded(tmp_path: Path):
+    run = begin(tmp_path, config={"opt": {"lr": 0.1, "weights": np.arange(3)}, "layers": [1, float("nan")]})
+
+    for value in dict(run.config).values():
+        assert value
+    run.config.as_dict()["opt"]["lr"] = 5
+    run.finish()
+
+    assert of_kind(run, "config") == []
+
+
+def test_a_config_may_hold_what_cannot_be_copied_or_asked(tmp_path: Path):
+    class Unloaded:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("not loaded")
+
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError("not loaded")
+
+        __hash__ = None  # type: ignore[assignment]
+
+    strange = {"lock": threading.Lock(), "later": (i for i in range(3)), "inside": {"lock": threading.Lock()}}
+
+    run = begin(tmp_path, config={**strange, "layers": deque([1, range(2)])})
+    run.config.update({"model": Unloaded(), "in": [Unloaded(), {2}]})
+    run.config.update({"model": Unloaded()}, allow_val_change=True)
+    run.finish()
+
+    start = events(run)[0]
+    assert start.data["config"]["layers"] == [1, [0, 1]]
+    assert set(start.data["config"]) == {*strange, "layers"}
+    assert run.config["layers"] == [1, [0, 1]]
+    assert of_kind(run, "config")[0].data["in"][1] == [2]
+    assert run.config.as_dict()["lock"] is strange["lock"]
+
+
+def test_what_is_locked_stays(tmp_path: Path):
+    run = begin(tmp_path, config={"opt": {"lr": 1, "wd": 0}})
+
+    run.config.update_locked({"seed": 1}, "agent")
+    run.config.merge_locked({"opt": {"lr": 2}}, user="agent", _allow_val_change=True)
+    run.config.update({"seed": 5, "opt": {}}, allow_val_change=True)
+    run.finish()
+
+    assert dict(run.config) == {"opt": {"lr": 2, "wd": 0}, "seed": 1}
+    assert [record.data for record in of_kind(run, "config")] == [{"seed": 1}, {"opt": {"lr": 2, "wd": 0}}]
+    with pytest.raises(ConfigError):
+        begin(tmp_path, config={"a": 1}).config.update_locked({"a": 2})
 
 
 @dataclasses.dataclass
