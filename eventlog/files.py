@@ -209,11 +209,14 @@ class RunFiles:
 
     def finish(self) -> None:
         """Store what changed, and what was saved for the end."""
-        with self._lock:
-            for saved in self._saved.values() if not self._stop.is_set() else ():
-                # What was saved "now" and found no space gets its last chance.
-                if saved.policy != "now" or saved.sha256 is None:
-                    self._keep_changed(saved)
+        try:
+            with self._lock:
+                for saved in self._saved.values() if not self._stop.is_set() else ():
+                    # What was saved "now" and found no space gets its last chance.
+                    if saved.policy != "now" or saved.sha256 is None:
+                        self._keep_changed(saved)
+        finally:
+            # Also after Ctrl-C.
             self._stop.set()
 
     def look_again(self) -> None:

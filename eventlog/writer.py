@@ -715,9 +715,7 @@ class StreamWriter:
 
 
 def _ended() -> UsageError:
-    return UsageError(
-        "the run is finished. Log before finish(), or begin another run with eventlog.init()."
-    )
+    return UsageError("the run is finished. Log before finish(), or begin another run with eventlog.init().")
 
 
 def _records_in(data: bytes) -> Iterator[tuple[int, bytes]]:
