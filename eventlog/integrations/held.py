@@ -25,7 +25,7 @@ from typing import Any
 from eventlog.not_yet import say_once
 from eventlog.run import Run, active, init
 
-
+# The runs whose holders have nothing to log for now.
 _left: weakref.WeakSet[Run] = weakref.WeakSet()
 
 

@@ -438,7 +438,10 @@ def end(log: StreamWriter) -> bool:
 @situations
 @pytest.mark.parametrize("is_a_descriptor_free", [True, False])
 def test_a_handler_may_end_the_stream_between_any_two_bytecodes_of_a_log(
-    tmp_path: Path, situation: Callable[..., None], is_a_descriptor_free: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    situation: Callable[..., None],
+    is_a_descriptor_free: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     opened = os.open
 
