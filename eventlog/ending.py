@@ -21,6 +21,7 @@ import builtins
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
@@ -86,7 +87,7 @@ def began(run: Ends, is_beside: bool = False) -> None:
 def ended(run: Ends) -> None:
     """Let go of a finished run."""
     for runs in (_runs, _beside):
-        if run in runs:
+        with suppress(ValueError):
             runs.remove(run)
 
 

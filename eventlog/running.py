@@ -61,6 +61,8 @@ _SYNC_INTERVAL_S = 1.0
 _LOOKS_A_SYNC = 4
 _SYNC_AT_BYTES = 4 * 1024 * 1024
 _ACK_POLL_S = 0.5
+# Who stores a file may wait for the very `log` in the middle of which a signal handler calls `finish`.
+_CUT_IN_WAIT_S = 10.0
 # What a traceback says is at its end.
 _ERROR_MAX_CHARS = 8000
 
@@ -134,6 +136,8 @@ class Run:
         self._quiet = wished.is_quiet
         self._step = self.starting_step
         self._is_finished = False
+        # Whether nothing is left to be done by `finish`, which a signal handler may call in the middle of `finish`.
+        self._is_over = False
         # Whether `exit` is about to be written: no further stream is opened.
         self._is_ending = False
         self._said: set[str] = set()
@@ -149,7 +153,7 @@ class Run:
         # The streams beside the events, by name; each is opened by its first record.
         self._beside: dict[str, StreamWriter] = {}
         # Those of a finished run, which know what they dropped.
-        self._ended: list[StreamWriter] = []
+        self._ended: set[StreamWriter] = set()
         self._begin_anew()
 
     @property
@@ -200,7 +204,7 @@ class Run:
     @property
     def dropped(self) -> int:
         """How many records are not in the log (or, with durability "always", not known to be on the disk)."""
-        return self._lost + sum(writer.dropped for writer in (*self._writers(), *self._ended))
+        return self._lost + sum(writer.dropped for writer in {*self._writers(), *self._ended})
 
     @property
     def should_stop(self) -> bool:
@@ -567,7 +571,7 @@ class Run:
         With `sync_timeout`, wait up to so many seconds until `syncd` has told W&B that the run is complete.
         """
         exit_code = 0 if exit_code is None else operator.index(exit_code)
-        if self._is_finished:
+        if self._is_over:
             return
         has_log = self._events is not None
         try:
@@ -577,12 +581,12 @@ class Run:
             if has_log:
                 if self._capture is not None:
                     self._capture.stop()
-                self._files.finish()
+                is_in_a_log = any(writer.is_cut_in_on for writer in self._writers())
+                self._files.finish(_CUT_IN_WAIT_S if is_in_a_log else None)
         finally:
             # Ctrl-C while a large file is stored, say, costs that file, and no `exit`.
             try:
-                if has_log:
-                    self._end(exit_code, error)
+                self._end(exit_code, error)
             finally:
                 self._let_go()
         if has_log and exit_code == 0:
@@ -595,7 +599,8 @@ class Run:
     def _end(self, exit_code: int, error: str | None) -> None:
         """Write `exit`, after which no stream has another record."""
         events = self._events
-        assert events is not None
+        if events is None:
+            return
         with self._opening:
             self._is_ending = True
             beside = list(self._beside.values())
@@ -616,16 +621,20 @@ class Run:
 
     def _let_go(self) -> None:
         """Be no run of this process any more."""
-        self._ended += self._writers()
+        self._is_finished = True
+        self._ended.update(self._writers())
         self._events = None
         self._beside.clear()
         with self._piece_lock:
-            if self._piece is not None:
-                self._piece.release()
-                self._piece = None
+            piece = self._piece
+            if piece is not None:
+                piece.release()
+            self._piece = None
         ending.ended(self)
-        if self._mirror is not None:
-            self._mirror.close()
+        self._is_over = True
+        mirror, self._mirror = self._mirror, None
+        if mirror is not None:
+            mirror.close()
 
     def get_url(self) -> str | None:
         """`url`, by its older name."""

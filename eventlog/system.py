@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 INTERVAL_S = 15.0
-_STOP_WAIT_S = 1.0
+_STOP_WAIT_S = 5.0
 _MIB = 1024**2
 _GIB = 1024**3
 # What a GPU does for this process is told under this name as well, if the process uses it.

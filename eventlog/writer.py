@@ -174,6 +174,12 @@ class StreamWriter:
         return self._at[0]
 
     @property
+    def is_cut_in_on(self) -> bool:
+        """Whether this is asked in the middle of a `write` of this thread, by a signal handler."""
+        with self.lock:
+            return self._is_writing
+
+    @property
     def is_dirty(self) -> bool:
         """Whether there is something that `sync` would make durable."""
         seq, _, segment, _ = self._at
@@ -303,14 +309,16 @@ class StreamWriter:
             self._sync_lock.release()
 
     def end(self, kind: str, data: bytes, as_text: list[TextMark], time_us: int) -> bool:
-        """Write the stream's last record, which nothing comes after; say whether it is in the log."""
+        """Write the stream's last record, which nothing comes after; say whether it is in the log.
+
+        Who comes second writes nothing.
+        """
         return self._end((kind, data, as_text, time_us, None, False))
 
     def close(self) -> bool:
         """End the stream, sync it (unless durability is "none") and let go of the files; say whether all is durable."""
         with self.lock:
-            if not self._is_ended:
-                self._end(None)
+            self._end(None)
             if self._is_writing:
                 # A signal handler, in the middle of a write, which then goes on and keeps its files.
                 return not self._remembers or self.sync()
@@ -368,6 +376,8 @@ class StreamWriter:
 
     def _end(self, last: _Told | None) -> bool:
         with self.lock:
+            if self._is_ended:
+                return True
             is_nested = self._is_writing
             self._is_ended = True
             try:

@@ -23,12 +23,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import eventlog
-from eventlog import roots
+from eventlog import files, roots, running, writer
 from eventlog.entry import Earlier
 from eventlog.piece import HEARTBEAT_S, LOCK_FILE, RunIdentity, lock_owner_is_gone, primaries
 from eventlog.reader import find_runs, read, writers
 from eventlog.record import Record
 from eventlog.run import step_rule
+from tests.bytecodes import Interrupted, at_bytecode_of, at_every_bytecode
 from tests.logs import handmade_run, resumed
 
 PROJECT = Path(__file__).parents[2]
@@ -881,6 +882,37 @@ def test_ctrl_c_in_finish_ends_the_run_all_the_same(tmp_path: Path, monkeypatch:
     assert len(of_kind(run, "exit")) == 1
 
 
+@at_every_bytecode
+@pytest.mark.parametrize("does", ["interrupts", "finishes"])
+def test_finish_may_be_cut_in_on_at_any_moment_and_called_again(tmp_path: Path, does: str):
+    def interrupt() -> None:
+        raise Interrupted
+
+    n, reached = 0, True
+    while reached:
+        # Not each of them, or this would take long.
+        n += 5
+        run = begin(tmp_path, id=str(n))
+        run.log({"a": 1})
+        run.log_trajectory(eventlog.Trajectory([]))
+
+        try:
+            _, reached = at_bytecode_of(
+                [running, files], n, interrupt if does == "interrupts" else run.finish, run.finish
+            )
+        except Interrupted:
+            run.finish()
+
+        assert eventlog.run is None
+        assert lock_owner_is_gone(run.dir / "main-0001"), f"bytecode {n}"
+        kinds = [record.kind for record in events(run)]
+        # Ctrl-C in the very moment that the exit is written leaves none, as a kill does.
+        assert kinds in (["start", "metrics", "exit"], ["start", "metrics"][: 2 * (does == "interrupts")])
+        with pytest.raises(eventlog.errors.UsageError):
+            run.log({"a": 2})
+    assert n > 200
+
+
 def test_a_log_beside_finish_is_before_the_exit_or_refused(tmp_path: Path):
     for attempt in range(8):
         run = begin(tmp_path, id=str(attempt))
@@ -941,6 +973,44 @@ for attempt in range(10):
         assert found[-1].data == {"exitcode": 3}
         assert sum(record.kind == "metrics" for record in found) + dropped == returned
     assert len(done.stdout.splitlines()) == 10
+
+
+@at_every_bytecode
+def test_finish_in_a_handler_waits_for_nobody_who_waits_for_the_log_it_cut_in_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(running, "_CUT_IN_WAIT_S", 0.1)
+    run = begin(tmp_path)
+    run.log({"page": eventlog.Html("<p>first")})
+
+    def store() -> None:
+        with suppress(eventlog.errors.UsageError):
+            run._files.add("other.txt", b"text")
+
+    storing = threading.Thread(target=store, daemon=True)
+
+    def finish_while_another_stores() -> None:
+        if not run._beside["files"]._is_writing:
+            return
+        storing.start()
+        while run._files._lock.acquire(blocking=False):
+            run._files._lock.release()
+        run.finish()
+
+    n = 200
+    while not storing.ident:
+        n += 1
+        with suppress(eventlog.errors.UsageError):
+            at_bytecode_of(
+                [writer],
+                n,
+                finish_while_another_stores,
+                lambda n=n: run.log({"page": eventlog.Html(f"<p>{n}")}),
+            )
+
+    assert eventlog.run is None
+    assert events(run)[-1].kind == "exit"
+    storing.join()
 
 
 def test_finish_may_wait_for_the_daemon_and_says_what_is_left(

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ from eventlog.reader import Damage, StreamReader
 from eventlog.record import LINE_MAX_BYTES, Record
 from eventlog.segment import ROTATE_AGE_S, ROTATE_BYTES
 from eventlog.writer import StreamWriter
+from tests.bytecodes import Interrupted, at_bytecode_of, at_every_bytecode
 
 PROJECT = Path(__file__).parents[2]
 
@@ -316,38 +316,8 @@ def test_a_signal_handler_may_log_in_the_middle_of_a_log(tmp_path: Path):
     assert sorted(values_in(tmp_path)) == sorted(acknowledged + from_handler)
 
 
-class Interrupted(Exception):
-    """What Ctrl-C is, under a name that pytest lets pass."""
-
-
 def at_bytecode(n: int, act: Callable[[], None], call: Callable[[], Any]) -> tuple[Any, bool]:
-    """Run `call`, and `act` before the n-th bytecode of the writer; return its result and whether it has so many.
-
-    This is where CPython may run a signal handler (3.10: between any two bytecodes; later versions: at fewer places).
-    """
-    left = n
-
-    def count(frame: FrameType, event: str, arg: Any) -> Any:
-        nonlocal left
-        if event == "opcode" and left > 0:
-            left -= 1
-            if left == 0:
-                act()
-        return count
-
-    def enter(frame: FrameType, event: str, arg: Any) -> Any:
-        if frame.f_code.co_filename != writer_module.__file__:
-            return None
-        frame.f_trace_opcodes = True
-        return count
-
-    before = sys.gettrace()
-    sys.settrace(enter)
-    try:
-        result = call()
-    finally:
-        sys.settrace(before)
-    return result, left == 0
+    return at_bytecode_of([writer_module], n, act, call)
 
 
 def first_record(log: StreamWriter, clock: Clock) -> None:
@@ -364,9 +334,6 @@ def at_a_rotation(log: StreamWriter, clock: Clock) -> None:
 
 
 situations = pytest.mark.parametrize("situation", [first_record, ordinary, at_a_rotation])
-at_every_bytecode = pytest.mark.skipif(
-    sys.version_info >= (3, 12), reason="sys.settrace shows only some of the bytecodes from Python 3.12 on"
-)
 
 
 @at_every_bytecode
@@ -744,6 +711,7 @@ APPEND_AND_SYNC = """
 import sys, time
 from pathlib import Path
 from eventlog.writer import StreamWriter
+from tests.bytecodes import Interrupted, at_bytecode_of, at_every_bytecode
 log = StreamWriter(Path(sys.argv[1]), "a" * 32, "main-0001", "0" * 8, "events", DURABILITY)
 assert all(log.append("metrics", {"i": i}) for i in range(10))
 assert log.sync()
@@ -791,6 +759,7 @@ def test_always_counts_a_record_that_could_not_be_made_durable(tmp_path: Path):
 import sys
 from pathlib import Path
 from eventlog.writer import StreamWriter
+from tests.bytecodes import Interrupted, at_bytecode_of, at_every_bytecode
 log = StreamWriter(Path(sys.argv[1]), "a" * 32, "main-0001", "0" * 8, "events", "always")
 assert log.append("metrics", {"i": 0})
 assert not log.append("metrics", {"i": 1})
@@ -809,6 +778,7 @@ def test_a_segment_whose_fsync_failed_is_copied_however_late_and_never_trusted_a
 import sys
 from pathlib import Path
 from eventlog.writer import StreamWriter
+from tests.bytecodes import Interrupted, at_bytecode_of, at_every_bytecode
 now_s = [0.0]
 log = StreamWriter(Path(sys.argv[1]), "a" * 32, "main-0001", "0" * 8, "events", "interval", lambda: now_s[0])
 assert all(log.append("metrics", {"i": i}) for i in range(10))
