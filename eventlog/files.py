@@ -215,14 +215,23 @@ class RunFiles:
             self._looker.start()
         return names
 
-    def finish(self) -> None:
-        """Store what changed, and what was saved for the end."""
-        with self._lock:
-            for saved in self._saved.values() if not self._stop.is_set() else ():
-                # What was saved "now" and found no space gets its last chance.
-                if saved.policy != "now" or saved.sha256 is None:
-                    self._keep_changed(saved)
+    def finish(self, wait_s: float | None = None) -> None:
+        """Store what changed, and what was saved for the end; with `wait_s`, wait no longer for who stores something."""
+        try:
+            if self._lock.acquire(timeout=-1 if wait_s is None else wait_s):
+                try:
+                    self._keep_the_rest()
+                finally:
+                    self._lock.release()
+        finally:
+            # Also after Ctrl-C.
             self._stop.set()
+
+    def _keep_the_rest(self) -> None:
+        for saved in self._saved.values() if not self._stop.is_set() else ():
+            # What was saved "now" and found no space gets its last chance.
+            if saved.policy != "now" or saved.sha256 is None:
+                self._keep_changed(saved)
 
     def look_again(self) -> None:
         """Store the live files that changed."""
@@ -237,6 +246,8 @@ class RunFiles:
             try:
                 self.look_again()
             except Exception as error:  # noqa: BLE001 - the top of a thread: without it, nothing would be saved
+                if self._stop.is_set():
+                    return
                 self._say_once("look", f"looking after the saved files failed: {error!r}. It is tried again.")
 
     def _keep_changed(self, saved: _Saved) -> None:

@@ -10,7 +10,7 @@ Invariants
   `init` only; later it is said once on stderr and counted in `Run.dropped`.
 * Nothing here talks to the network, to `syncd` or to W&B.
 * Each process has its own piece: a forked child that logs claims one, and never touches its parent's.
-* A finished run has an `exit` record; a killed one has none.
+* A finished run has an `exit` record, and nothing after it, also where Ctrl-C cut `finish` short; a killed one has none.
 
 What a record looks like and when a disk is tried again is decided elsewhere (`record`, `writer`).
 """
@@ -62,6 +62,8 @@ _SYNC_INTERVAL_S = 1.0
 _LOOKS_A_SYNC = 4
 _SYNC_AT_BYTES = 4 * 1024 * 1024
 _ACK_POLL_S = 0.5
+# Who stores a file may wait for the very `log` in the middle of which a signal handler calls `finish`.
+_CUT_IN_WAIT_S = 10.0
 # What a traceback says is at its end.
 _ERROR_MAX_CHARS = 8000
 
@@ -135,6 +137,10 @@ class Run:
         self._quiet = wished.is_quiet
         self._step = self.starting_step
         self._is_finished = False
+        # Whether nothing is left to be done by `finish`, which a signal handler may call in the middle of `finish`.
+        self._is_over = False
+        # Whether `exit` is about to be written: no further stream is opened.
+        self._is_ending = False
         self._said: set[str] = set()
         self._key = key_in_bytes(os.environ.get("WANDB_API_KEY"))
         self._lost = 0
@@ -147,6 +153,8 @@ class Run:
         self._events: StreamWriter | None = None
         # The streams beside the events, by name; each is opened by its first record.
         self._beside: dict[str, StreamWriter] = {}
+        # Those of a finished run, which know what they dropped.
+        self._ended: set[StreamWriter] = set()
         self._begin_anew()
 
     @property
@@ -195,7 +203,7 @@ class Run:
     @property
     def dropped(self) -> int:
         """How many records are not in the log (or, with durability "always", not known to be on the disk)."""
-        return self._lost + sum(writer.dropped for writer in self._writers())
+        return self._lost + sum(writer.dropped for writer in {*self._writers(), *self._ended})
 
     @property
     def should_stop(self) -> bool:
@@ -576,45 +584,71 @@ class Run:
         With `sync_timeout`, wait up to so many seconds until `syncd` has told W&B that the run is complete.
         """
         exit_code = 0 if exit_code is None else operator.index(exit_code)
-        if self._is_finished:
+        if self._is_over:
             return
-        self._is_finished = True
-        self._stop.set()
+        has_log = self._events is not None
+        try:
+            self._is_finished = True
+            self._stop.set()
+            self.unwatch()
+            if has_log:
+                self.config.catch_up()
+                if self._capture is not None:
+                    self._capture.stop()
+                is_in_a_log = any(writer.is_cut_in_on for writer in self._writers())
+                self._files.finish(_CUT_IN_WAIT_S if is_in_a_log else None)
+        finally:
+            # Ctrl-C while a large file is stored, say, costs that file, and no `exit`.
+            try:
+                self._end(exit_code, error)
+            finally:
+                self._let_go()
+        if has_log and exit_code == 0:
+            auto_resume.forget(self._wished.root, self.project, self.id)
+        if self.dropped and not self.disabled:
+            self._say(f"{self.dropped:,} records of {self.path} could not be written and are lost.")
+        if sync_timeout is not None and has_log:
+            self._wait_for_acks(sync_timeout)
+
+    def _end(self, exit_code: int, error: str | None) -> None:
+        """Write `exit`, after which no stream has another record."""
         events = self._events
-        self.unwatch()
-        if events is not None:
-            self.config.catch_up()
-            if self._capture is not None:
-                self._capture.stop()
-            self._files.finish()
-            for writer in list(self._beside.values()):
+        if events is None:
+            return
+        with self._opening:
+            self._is_ending = True
+            beside = list(self._beside.values())
+        try:
+            for writer in beside:
                 if not writer.close():
                     self._say_not_synced(writer)
-            # The disk may have space again, and this is the last chance.
-            events.retry_now()
+        finally:
             said: dict[str, Any] = {"exitcode": exit_code}
             if error:
                 said["error"] = without_secrets(error)[-_ERROR_MAX_CHARS:]
-            if not events.append_encoded("exit", *self._encoded_privately(said), time.time_ns() // 1000):
+            # The disk may have space again, and this is the last chance.
+            events.retry_now()
+            if not events.end("exit", *self._encoded_privately(said), time.time_ns() // 1000):
                 self._say_dropped(events)
             if not events.close():
                 self._say_not_synced(events)
-            self._lost = self.dropped
-            self._events = None
-            self._beside.clear()
-            with self._piece_lock:
-                if self._piece is not None:
-                    self._piece.release()
-                    self._piece = None
-            if self._mirror is not None:
-                self._mirror.close()
-            if exit_code == 0:
-                auto_resume.forget(self._wished.root, self.project, self.id)
+
+    def _let_go(self) -> None:
+        """Be no run of this process any more."""
+        self._is_finished = True
+        self._ended.update(self._writers())
+        self._events = None
+        self._beside.clear()
+        with self._piece_lock:
+            piece = self._piece
+            if piece is not None:
+                piece.release()
+            self._piece = None
         ending.ended(self)
-        if self._lost and not self.disabled:
-            self._say(f"{self._lost:,} records of {self.path} could not be written and are lost.")
-        if sync_timeout is not None and events is not None:
-            self._wait_for_acks(sync_timeout)
+        self._is_over = True
+        mirror, self._mirror = self._mirror, None
+        if mirror is not None:
+            mirror.close()
 
     def get_url(self) -> str | None:
         """`url`, by its older name."""
@@ -640,7 +674,8 @@ class Run:
         if error is None or (isinstance(error, SystemExit) and not error.code):
             self.finish(0)
         else:
-            self.finish(1, error=ending.in_words(error))
+            code = ending.exit_code_of(error) if isinstance(error, SystemExit) else 1
+            self.finish(code, error=ending.in_words(error))
 
     def __repr__(self) -> str:
         return f"<eventlog.Run {self.path} in {str(self.dir)!r}>"
@@ -662,30 +697,38 @@ class Run:
 
     def _begin(self, piece: Piece) -> StreamWriter:
         """Make `piece` this process's, write its `start`, and keep it alive; or raise `OSError`."""
+        events: StreamWriter | None = None
+        self._stop = stop = threading.Event()
         try:
             events = StreamWriter(
                 piece.dir, self._identity.log_id, piece.writer, piece.token, "events", self._durability
             )
-        except OSError:
+            self._facts = facts(VERSION, self._wished.facts, self._wished.with_git)
+            start = {
+                "config": redacted(self.config.as_dict()),
+                **{key: redacted(value) for key, value in self._about.items()},
+                **({"wandb": self._for_wandb} if self._for_wandb else {}),
+                "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "resumed": self.resumed,
+                "step": self._step,
+                "runtime_s": self._runtime_s,
+                **self._facts,
+            }
+            if not events.append_encoded("start", *self._encoded_privately(start), time.time_ns() // 1000):
+                raise OSError(errno.EIO, events.trouble)
+            self._start_keeper(piece)
+        except BaseException:
+            # Also Ctrl-C, for which looking around in a large repository leaves time: nobody else would let go.
+            stop.set()
+            if events is not None:
+                events.close()
             piece.abandon()
             raise
-        self._facts = facts(VERSION, self._wished.facts, self._wished.with_git)
-        start = {
-            "config": redacted(self.config.as_dict()),
-            **{key: redacted(value) for key, value in self._about.items()},
-            **({"wandb": self._for_wandb} if self._for_wandb else {}),
-            "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "resumed": self.resumed,
-            "step": self._step,
-            "runtime_s": self._runtime_s,
-            **self._facts,
-        }
-        if not events.append_encoded("start", *self._encoded_privately(start), time.time_ns() // 1000):
-            events.close()
-            piece.abandon()
-            raise OSError(errno.EIO, events.trouble)
         self._piece, self._events = piece, events
         self._state.read_again = partial(self._read_summary_again, events, piece.writer)
+        return events
+
+    def _start_keeper(self, piece: Piece) -> None:
         keeper = threading.Thread(target=self._keep, args=(piece,), name=f"eventlog {self.id}", daemon=True)
         try:
             keeper.start()
@@ -693,14 +736,11 @@ class Run:
             self._say_once(
                 "keep", f"the log of {self.path} is synced when it is finished, and not each second: {error}."
             )
-        return events
 
     def _open(self) -> StreamWriter | None:
         """Return the writer of events; claim a piece if this process (a forked child) has none; None if it cannot."""
         if self._is_finished:
-            raise UsageError(
-                f"run {self.id!r} is finished. Log before finish(), or begin another run with eventlog.init()."
-            )
+            raise self._finished()
         if self.disabled:
             return None
         with self._opening:
@@ -722,6 +762,11 @@ class Run:
             self._lost += 1
             return None
 
+    def _finished(self) -> UsageError:
+        return UsageError(
+            f"run {self.id!r} is finished. Log before finish(), or begin another run with eventlog.init()."
+        )
+
     def _writers(self) -> list[StreamWriter]:
         events = self._events
         return [*([] if events is None else [events]), *self._beside.values()]
@@ -737,7 +782,7 @@ class Run:
             piece, events = self._piece, self._events
             if stream not in self._beside and piece is not None and events is not None:
                 try:
-                    self._beside[stream] = StreamWriter(
+                    opened = StreamWriter(
                         piece.dir,
                         self._identity.log_id,
                         piece.writer,
@@ -747,6 +792,10 @@ class Run:
                         # What such a stream dropped is said in the events, which somebody always reads.
                         on_drop=lambda reason: events.owe_gap(f"{stream}: {reason}"),
                     )
+                    self._beside[stream] = opened
+                    if self._is_ending:
+                        opened.close()
+                        raise self._finished()
                 except OSError as error:
                     self._lost += 1
                     events.owe_gap(f"{stream}: {error.strerror}")
@@ -789,6 +838,8 @@ class Run:
                         if self._piece is piece:
                             piece.heartbeat(time.time_ns() // 1000)
             except Exception as error:  # noqa: BLE001 - the top of a thread: without it, nothing would be synced
+                if stop.is_set():
+                    return
                 self._say_once(
                     "keep", f"looking after the log of {self.path} failed: {error!r}. It is tried again."
                 )
@@ -861,7 +912,8 @@ class Run:
     def _log_watched(self, histograms: Mapping[str, Any]) -> None:
         # The last passes may come when the run has ended, and in the middle of somebody's backward().
         if histograms and not self._is_finished:
-            self.log(histograms, commit=False)
+            with suppress(UsageError):
+                self.log(histograms, commit=False)
 
     def _read_summary_again(self, events: StreamWriter, writer: str) -> None:
         """Make the summary of the log: statistics that were asked for late need the values before."""
@@ -896,12 +948,14 @@ class Run:
         self._capture.start()
 
     def _record_console(self, source: str, text: str) -> None:
-        writer = self._writer_of("console")
-        if writer is None:
-            return
         encoded, as_text = self._encoded_privately({"source": source, "text": without_secrets(text)})
-        if not writer.append_encoded("console", encoded, as_text, time.time_ns() // 1000):
-            self._say_dropped(writer)
+        # What is printed while the run ends is for the terminal alone, and fails no `print`.
+        with suppress(UsageError):
+            writer = self._writer_of("console")
+            if writer is not None and not writer.append_encoded(
+                "console", encoded, as_text, time.time_ns() // 1000
+            ):
+                self._say_dropped(writer)
 
     def _record_config(self, changes: dict[str, Any]) -> None:
         self._record_privately("config", changes)
