@@ -30,7 +30,7 @@ class AuthenticationError(CommError):
 
 
 class RootNotWritable(EventlogError):
-    """The root cannot be created or written to."""
+    """The root cannot be created or written to, or what is written there would not be found."""
 
 
 class RunExists(EventlogError):

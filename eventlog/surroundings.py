@@ -16,7 +16,7 @@ import signal
 import subprocess
 import threading
 
-from eventlog.redact import without_credentials, without_key
+from eventlog.redact import key_in_bytes, without_credentials, without_key
 
 # A larger one holds data, not code.
 PATCH_MAX_BYTES = 10 * 1024 * 1024
@@ -92,7 +92,7 @@ def patch(timeout_s: float = _PATCH_TIMEOUT_S) -> bytes | None:
     if git.returncode != 0 or not found or len(found) > PATCH_MAX_BYTES:
         return None
     clean = without_credentials(found.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
-    return without_key(clean, os.environ.get("WANDB_API_KEY"))
+    return without_key(clean, key_in_bytes(os.environ.get("WANDB_API_KEY")))
 
 
 def _kill_group(git: subprocess.Popen[bytes]) -> None:

@@ -114,6 +114,32 @@ def test_a_child_that_let_the_lock_go_does_not_free_it(tmp_path: Path):  # fault
     assert not closed(tmp_path, piece.writer)
 
 
+@pytest.mark.parametrize("fails", ["fsync", "fdatasync"])
+def test_a_claim_whose_disk_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str):
+    def refuse(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, fails, refuse)
+
+    for claim in (claim_primary, lambda directory: claim_secondary(directory, "fork")):
+        with pytest.raises(OSError, match="Input/output"):
+            claim(tmp_path)
+
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_identity_that_cannot_be_written_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+
+    with pytest.raises(OSError, match="space"):
+        RunIdentity.new("p", "r", None).publish(tmp_path / "run")
+
+    assert os.listdir(tmp_path / "run") == []
+
+
 def test_a_claim_that_fails_leaves_no_directory_and_no_descriptor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
