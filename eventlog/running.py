@@ -111,7 +111,7 @@ class Run:
         self.disabled = disabled
         self.offline = wished.about["mode"] == "offline"
         self.sweep_id: str | None = wished.about.get("sweep_id")
-        self.settings = Settings(**_as_settings(identity, wished, name))
+        self.settings = Settings(**_as_settings(identity, run_dir, wished, name))
         self.config = Config(
             config,
             self._record_config,
@@ -1022,7 +1022,7 @@ class Run:
         )
 
 
-def _as_settings(identity: RunIdentity, wished: Wishes, name: str | None) -> dict[str, Any]:
+def _as_settings(identity: RunIdentity, run_dir: Path, wished: Wishes, name: str | None) -> dict[str, Any]:
     about = wished.about
     return {
         "project": identity.project,
@@ -1037,6 +1037,8 @@ def _as_settings(identity: RunIdentity, wished: Wishes, name: str | None) -> dic
         "resume": wished.resume,
         "reinit": wished.reinit,
         "root_dir": str(wished.root),
+        "sync_dir": str(run_dir),
+        "files_dir": str(run_dir),
         "save_code": wished.save_code,
         "silent": wished.is_quiet,
         "sweep_id": about.get("sweep_id"),
