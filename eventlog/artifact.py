@@ -1,13 +1,15 @@
 """W&B's artifacts as they are before the server knows them: named files and references, and their digest.
 
-    Artifact ── add_file, add_dir, add_reference, add, new_file ──▶ entries ──▶ digest
-                 └── Run.log_artifact copies the content into the run's store, and writes the record
+    Artifact ── add_file, add_dir, add_reference, add, new_file ──▶ entries, copies ──▶ digest
+                 └── Run.log_artifact moves the content into the run's store, and writes the record
 
 Invariants
 ----------
 * The digest is W&B's for the same content: MD5 over the sorted paths and their digests.
-* Nothing is fetched and nothing is copied here; a file is read for its digest when it is added, and copied when the
-  artifact is logged. If it changed between, the record says what was copied.
+* A file is in the artifact as it was when it was added: it is copied then, beside the run, so that logging it takes no
+  space again. One added with `policy="immutable"` is copied when the artifact is logged; if it changed between, the
+  record says what was copied.
+* Nothing is fetched.
 * A logged artifact takes no more files.
 
 Versions, downloads and everything else that only the server knows is refused in words.
@@ -16,10 +18,13 @@ Versions, downloads and everything else that only the server knows is refused in
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
+import weakref
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -27,11 +32,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from eventlog import ending
 from eventlog.errors import EventlogError
 from eventlog.media import Value
 from eventlog.not_yet import say_once
-from eventlog.store import Content, Stored, digests
+from eventlog.store import FILES_DIR, Content, Stored, Unreadable, copied, digests
 
+POLICIES = ("mutable", "immutable")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _SERVER_KNOWS = frozenset(
     {
@@ -67,9 +74,12 @@ class Entry:
     """One path of an artifact: a file of ours, or a reference to one elsewhere."""
 
     digest: str
+    """Empty if the file could not be read when it was added."""
     size: int | None
     content: Content | None = None
     ref: str | None = None
+    is_ours: bool = False
+    """Whether the content is a file that nobody but the artifact knows."""
 
 
 class Artifact:
@@ -104,7 +114,8 @@ class Artifact:
         self.entries: dict[str, Entry] = {}
         self._is_final = False
         self._added: dict[int, tuple[Value, str]] = {}
-        self._directory: Any = None
+        # Where its own copies are, once there are any.
+        self._directory: Path | None = None
 
     @property
     def digest(self) -> str:
@@ -134,16 +145,20 @@ class Artifact:
         policy: str | None = "mutable",
         overwrite: bool = False,
     ) -> str:
-        """Add a file under `name`, or its own; return its path in the artifact."""
+        """Add a file as it is now, under `name`, or its own; return its path in the artifact."""
+        if policy not in (None, *POLICIES):
+            raise ValueError(f"policy is one of {', '.join(POLICIES)}, not {policy!r}.")
         if not os.path.isfile(local_path):
             raise ValueError(f"there is no file {str(local_path)!r}. A directory is added with add_dir().")
         source = Path(os.path.abspath(local_path))
-        stored = digests(source)
         path = _as_path(name or source.name)
-        if is_tmp:
+        self._refuse_if_final()
+        entry = self._entry_of(source, may_change=policy != "immutable")
+        if is_tmp and entry.digest:
             # The name of a temporary file says nothing, so its digest stands in.
-            path = str(PurePosixPath(path).with_name(stored.md5[:20] + "".join(PurePosixPath(path).suffixes)))
-        return self.put(path, source, stored, overwrite)
+            md5 = base64.b64decode(entry.digest).hex()
+            path = str(PurePosixPath(path).with_name(md5[:20] + "".join(PurePosixPath(path).suffixes)))
+        return self._put_entry(path, entry, overwrite)
 
     def add_dir(
         self,
@@ -158,7 +173,7 @@ class Artifact:
             raise ValueError(f"there is no directory {str(local_path)!r}. A file is added with add_file().")
         for source in _files_below(str(local_path)):
             path = os.path.join(name or "", os.path.relpath(source, local_path))
-            self.add_file(source, path, overwrite=merge)
+            self.add_file(source, path, policy=policy, overwrite=merge)
 
     def add_reference(
         self,
@@ -192,11 +207,7 @@ class Artifact:
         """Open a file to write to; when it is closed, it is in the artifact."""
         self._refuse_if_final()
         path = _as_path(name)
-        if self._directory is None:
-            import tempfile
-
-            self._directory = tempfile.TemporaryDirectory(prefix="eventlog-")
-        local = Path(self._directory.name, path)
+        local = self._own_directory() / "new" / path
         local.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = open(local, mode, encoding=encoding)  # noqa: SIM115 - only an open that fails is translated
@@ -204,7 +215,7 @@ class Artifact:
             raise ValueError(f"the artifact {self.name!r} has a file {path!r} already.") from None
         with file:
             yield file
-        self.add_file(local, path, overwrite="x" not in mode)
+        self._put_entry(path, _entry(local, digests(local), is_ours=True), overwrite="x" not in mode)
 
     def add(self, obj: Value, name: str, overwrite: bool = False) -> str:
         """Add a table or a media value, with the files that it needs; return its path."""
@@ -236,10 +247,43 @@ class Artifact:
         for there in gone:
             del self.entries[there]
 
-    def put(self, path: str, content: Content, stored: Stored | None = None, overwrite: bool = False) -> str:
-        """Make `content` a file of the artifact; return its path there."""
-        stored = stored or digests(content)
-        return self._put_entry(_as_path(path), Entry(base64_md5(stored), stored.size, content), overwrite)
+    def put(self, path: str, content: Content, overwrite: bool = False) -> str:
+        """Make `content` a file of the artifact, as it is now; return its path there."""
+        clean = _as_path(path)
+        if isinstance(content, Path):
+            return self._put_entry(clean, self._entry_of(content, may_change=True), overwrite)
+        return self._put_entry(clean, _entry(content, digests(content)), overwrite)
+
+    def _entry_of(self, source: Path, may_change: bool) -> Entry:
+        try:
+            if may_change:
+                try:
+                    copy = self._own_directory() / os.urandom(8).hex()
+                    return _entry(copy, copied(source, copy), is_ours=True)
+                except Unreadable:
+                    raise
+                except OSError as error:
+                    self._say_not_copied(source, error)
+            return _entry(source, digests(source))
+        except Unreadable as error:
+            if error.errno == errno.EACCES:
+                raise
+            # Without a free descriptor, say. It may be read when the artifact is logged, or is counted then.
+            self._say_not_copied(source, error)
+            return Entry("", None, source)
+
+    def _say_not_copied(self, source: Path, error: OSError) -> None:
+        say_once(
+            f"{str(source)!r}",
+            f"is taken as it will be when the artifact is logged: it could not be copied ({error.strerror}).",
+        )
+
+    def _own_directory(self) -> Path:
+        """Return the directory of the artifact's own copies, which goes when the artifact does."""
+        if self._directory is None:
+            self._directory = _new_directory()
+            weakref.finalize(self, _remove, self._directory, os.getpid())
+        return self._directory
 
     def _put_entry(self, path: str, entry: Entry, overwrite: bool = False) -> str:
         self._refuse_if_final()
@@ -275,6 +319,32 @@ class Artifact:
 
     def __repr__(self) -> str:
         return f"<eventlog.Artifact {self.name!r} of type {self.type!r}, {len(self.entries)} files>"
+
+
+def _entry(content: Content, stored: Stored, is_ours: bool = False) -> Entry:
+    return Entry(base64_md5(stored), stored.size, content, is_ours=is_ours)
+
+
+def _new_directory() -> Path:
+    """Make a directory beside the content of the current run, where a file may become content without a copy."""
+    import tempfile
+
+    run = ending.current()
+    if run is not None and not run.disabled:
+        try:
+            files = Path(run.dir, FILES_DIR)
+            files.mkdir(0o700, exist_ok=True)
+            return Path(tempfile.mkdtemp(prefix=".artifact-", dir=files))
+        except OSError:
+            # Whether the run can be written is its own concern.
+            pass
+    return Path(tempfile.mkdtemp(prefix="eventlog-"))
+
+
+def _remove(directory: Path, pid: int) -> None:
+    # A forked child has the artifact, too, and its directory is not the child's.
+    if os.getpid() == pid:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def run_table(run_id: str, key: str) -> Artifact:
@@ -314,13 +384,13 @@ def with_latest(aliases: str | Iterable[str] | None) -> list[str]:
 
 
 def of_path(path: str | os.PathLike[str], run_id: str, name: str | None, type: str | None) -> Artifact:
-    """Return an artifact of one file, directory or reference."""
+    """Return an artifact of one file, directory or reference, to be logged at once."""
     text = os.fspath(path)
     artifact = Artifact(name or f"run-{run_id}-{os.path.basename(text)}", type or "unspecified")
     if os.path.isfile(text):
-        artifact.add_file(text)
+        artifact.add_file(text, policy="immutable")
     elif os.path.isdir(text):
-        artifact.add_dir(text)
+        artifact.add_dir(text, policy="immutable")
     elif "://" in text:
         artifact.add_reference(text)
     else:

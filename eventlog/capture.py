@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventlog.console import Console
+from eventlog.errors import UsageError
 from eventlog.system import System, gpu_facts
 
 if TYPE_CHECKING:
@@ -102,15 +103,21 @@ class Capture:
 
     def stop(self) -> None:
         """End, with what was found out so far."""
-        if self._surroundings is not None:
-            self._surroundings.join(_SURROUNDINGS_WAIT_S)
-        self._is_stopped = True
-        self._system.stop()
-        self._console.stop()
+        try:
+            if self._surroundings is not None:
+                self._surroundings.join(_SURROUNDINGS_WAIT_S)
+        finally:
+            # Also after Ctrl-C.
+            self._is_stopped = True
+            self._system.stop()
+            self._console.stop()
 
     def _look_around(self) -> None:
         try:
             self._record_surroundings()
+        except UsageError:
+            # The run has ended meanwhile.
+            pass
         except OSError as error:
             self._say_once("surroundings", f"what the run runs with could not be recorded: {error}.")
 

@@ -13,7 +13,6 @@ Memory is bounded whatever the size of a log: each command goes through it once,
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -22,17 +21,30 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from eventlog.errors import EventlogError, NotARun
-from eventlog.overview import Proof, contents_of, follow_run, name_of, newest, overview_of, proofs_of
+from eventlog.overview import (
+    Overview,
+    Proof,
+    contents_of,
+    follow_run,
+    name_of,
+    newest,
+    overview_of,
+    proofs_of,
+)
 from eventlog.piece import RUN_FILE, RunIdentity
 from eventlog.reader import find_runs
-from eventlog.record import Record, encode_data
+from eventlog.record import Record, encode_data, json_of
 from eventlog.segment import STREAMS
 
+if TYPE_CHECKING:
+    from eventlog.seal import Verdict
+
+T = TypeVar("T")
 # So many bad places of one stream are listed one by one.
 _LISTED_MAX = 20
 _FOUND, _DAMAGED, _WRONG_USAGE = 0, 1, 2
@@ -56,14 +68,19 @@ def main() -> None:
 @_json_option
 def ls(root: Path | None, as_json: bool) -> None:
     """List the runs: their state, records, last step, size and start."""
-    overviews = [overview_of(run_dir) for run_dir in find_runs(_root(root))]
+    run_dirs = list(find_runs(_root(root)))
+    overviews = _of_each(run_dirs, overview_of)
     if as_json:
         for overview in overviews:
             _print_json(asdict(overview))
-        return
-    if not overviews:
+    elif not run_dirs:
         click.echo(f"There is no run in {str(_root(root))!r}. Give --root, or set EVENTLOG_ROOT.", err=True)
-        return
+    else:
+        _table_of_runs(overviews)
+    sys.exit(_FOUND if len(overviews) == len(run_dirs) else _DAMAGED)
+
+
+def _table_of_runs(overviews: list[Overview]) -> None:
     _table(
         ("run", "state", "pieces", "records", "last step", "size", "started"),
         [
@@ -89,8 +106,9 @@ def ls(root: Path | None, as_json: bool) -> None:
 def show(run: str, root: Path | None, as_json: bool) -> None:
     """Show one run: config, last values, pieces, damage."""
     run_dir = find(run, _root(root))
-    overview = overview_of(run_dir)
-    content = contents_of(run_dir)
+    with _in_words(run_dir):
+        overview = overview_of(run_dir)
+        content = contents_of(run_dir)
     if as_json:
         _print_json(asdict(overview) | {"dir": str(run_dir)} | asdict(content))
         return
@@ -142,12 +160,13 @@ def show(run: str, root: Path | None, as_json: bool) -> None:
 def tail(run: str, root: Path | None, as_json: bool, follow: bool, lines: int, stream: str) -> None:
     """Print the newest records of a run, and follow them."""
     run_dir = find(run, _root(root))
-    last = newest(run_dir, stream, max(lines, 0))
+    with _in_words(run_dir):
+        last = newest(run_dir, stream, max(lines, 0))
     for _, record in last:
         _print_record(record, as_json)
     if not follow:
         return
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt), _in_words(run_dir):
         for record in follow_run(run_dir, stream, last[-1] if last else None):
             _print_record(record, as_json)
 
@@ -162,7 +181,9 @@ def verify(runs: tuple[str, ...], root: Path | None, as_json: bool) -> None:
     Bytes after the last whole record are normal after a crash: they were never committed.
     """
     run_dirs = _meant(runs, root)
-    results = [stream for run_dir in run_dirs for stream in proofs_of(run_dir)]
+    proofs = _of_each(run_dirs, lambda run_dir: list(proofs_of(run_dir)))
+    unread = len(run_dirs) - len(proofs)
+    results = [stream for found in proofs for stream in found]
     damaged = [result for result in results if result.damage]
     if as_json:
         for result in results:
@@ -172,10 +193,11 @@ def verify(runs: tuple[str, ...], root: Path | None, as_json: bool) -> None:
             _print_proof(result)
         lost = sum(result.lost for result in results)
         click.echo(
-            f"{len(run_dirs)} runs, {sum(result.records for result in results):,} records: "
+            f"{len(proofs)} runs, {sum(result.records for result in results):,} records: "
             + (f"{lost:,} records are lost, in {len(damaged)} streams." if damaged else "all whole.")
+            + (f" {unread} runs could not be read." if unread else "")
         )
-    sys.exit(_DAMAGED if damaged else _FOUND)
+    sys.exit(_DAMAGED if damaged or unread else _FOUND)
 
 
 @main.command()
@@ -206,9 +228,7 @@ def seal(runs: tuple[str, ...], root: Path | None, as_json: bool) -> None:
     is_good = is_good and not any(outcome.is_busy or outcome.damage for _, outcome in outcomes)
     for run, outcome in outcomes:
         for each in outcome.damage:
-            _complain(
-                f"{run}: {each.path.name} is damaged and not sealed: {each.cause} (`eventlog verify {run}`)."
-            )
+            _complain(f"{run}: {each.path.name} is not sealed: {each.cause} (`eventlog verify {run}`).")
         if outcome.is_busy:
             _complain(f"{run}: another process is sealing it.")
     if as_json:
@@ -250,18 +270,23 @@ def clean(runs: tuple[str, ...], root: Path | None, as_json: bool, dry_run: bool
     """
     from eventlog.seal import clean as clean_run
 
-    found = [
-        (name_of(run_dir), verdict)
-        for run_dir in _meant(runs, root)
-        for verdict in clean_run(run_dir, dry_run)
-    ]
+    run_dirs = _meant(runs, root)
+    verdicts = _of_each(
+        run_dirs, lambda run_dir: [(name_of(run_dir), v) for v in clean_run(run_dir, dry_run)]
+    )
+    found = [each for of_run in verdicts for each in of_run]
     if as_json:
         for run, verdict in found:
             content = {"run": run, "path": str(verdict.path), "size": verdict.size}
             _print_json(
                 content | {"removed": verdict.kept_because is None, "kept_because": verdict.kept_because}
             )
-        return
+    else:
+        _table_of_verdicts(found, dry_run)
+    sys.exit(_FOUND if len(verdicts) == len(run_dirs) else _DAMAGED)
+
+
+def _table_of_verdicts(found: list[tuple[str, Verdict]], dry_run: bool) -> None:
     groups: dict[tuple[str, str | None], list[int]] = {}
     for run, verdict in found:
         groups.setdefault((run, verdict.kept_because), []).append(verdict.size)
@@ -371,8 +396,10 @@ class NoSuchRun(click.ClickException):
 
 def find(run: str, root: Path) -> Path:
     """Return the directory of the run that a person means, or raise `NoSuchRun` with the nearest names."""
-    if (Path(run) / RUN_FILE).is_file():
-        return Path(run)
+    # An id may be longer than a file name.
+    with suppress(OSError):
+        if (Path(run) / RUN_FILE).is_file():
+            return Path(run)
     known = {name: run_dir for run_dir in find_runs(root) if (name := _name_of(run_dir))}
     if run in known:
         return known[run]
@@ -399,7 +426,32 @@ def _name_of(run_dir: Path) -> str | None:
 def _meant(runs: tuple[str, ...], root: Path | None) -> list[Path]:
     """Return the directories of the runs that were named; of all, if none was."""
     under = _root(root)
+    if not runs and not under.is_dir():
+        raise NoSuchRun(f"there is no directory {str(under)!r}. Give --root, or set EVENTLOG_ROOT.")
     return [find(run, under) for run in runs] if runs else list(find_runs(under))
+
+
+def _of_each(run_dirs: list[Path], look: Callable[[Path], T]) -> list[T]:
+    """Return what `look` finds in each run; of one that cannot be read, say so, and leave it out."""
+    found = []
+    for run_dir in run_dirs:
+        try:
+            found.append(look(run_dir))
+        except (OSError, EventlogError) as error:
+            _complain(f"{name_of(run_dir)} is left out: {error}")
+    return found
+
+
+@contextmanager
+def _in_words(run_dir: Path) -> Iterator[None]:
+    """Say what of a run could not be read, instead of a traceback."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Of the output, not of the run.
+        raise
+    except (OSError, EventlogError) as error:
+        raise click.ClickException(f"{name_of(run_dir)}: {error}") from None
 
 
 def _root(root: Path | None) -> Path:
@@ -410,7 +462,7 @@ def _root(root: Path | None) -> Path:
 
 
 def _print_proof(proof: Proof) -> None:
-    where = f"{proof.run} {proof.writer} {proof.stream}"
+    where = " ".join(filter(None, (proof.run, proof.writer, proof.stream)))
     for each in proof.damage[:_LISTED_MAX]:
         seqs = f"seq {each['first_seq']:,} to {each['last_seq']:,}" if each["lost"] else "no record lost"
         click.echo(
@@ -497,7 +549,7 @@ def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[
 
 
 def _short(value: Any, chars: int = 120) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = value if isinstance(value, str) else json_of(value)
     return text if len(text) <= chars else text[: chars - 1] + "…"
 
 

@@ -57,7 +57,7 @@ def code_artifact(
         directories[:] = [each for each in directories if Path(parent, each) != log_root]
         for path in (os.path.join(parent, each) for each in files):
             if _asks(include, path, top) and not _asks(exclude, path, top) and os.path.isfile(path):
-                artifact.add_file(path, name=os.path.relpath(path, top))
+                artifact.add_file(path, os.path.relpath(path, top), policy="immutable")
     return artifact if artifact.entries else None
 
 

@@ -6,20 +6,19 @@ Invariants
 ----------
 * What is no config raises before anything has happened.
 * A file that was asked for and cannot be taken raises; `config-defaults.yaml` may be missing.
-* Values become what W&B makes of them: an enum its name, a function its full name, a set a list.  A value without a
-  word in JSON stays, and the log marks it.
+* Values become what W&B makes of them: an enum its name, a function its full name, a set or deque a list.  A value
+  without a word in JSON stays, whatever its own code does, and the log marks it.
 
 PyYAML is imported by the function that reads a file; it comes with W&B's client, and with most trainers.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import enum
 import importlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ DEFAULTS_FILE = "config-defaults.yaml"
 # A value of W&B's files stands under this key, beside a description.
 _VALUE = "value"
 _VERSION_KEY = "wandb_version"
+# A longer range or sequence is no list that anybody meant: it stays what it is, and the log has a text.
+_LIST_MAX = 1_000_000
 
 
 def as_config(values: Any) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def as_config(values: Any) -> dict[str, Any]:
                 f"a config is a dict, a dataclass, an argparse.Namespace or the path of a YAML file, not {values!r}."
             ) from None
     # W&B takes the dashes of a flag off its name.
-    return {str(key).strip("-"): _friendly_or_itself(value) for key, value in items.items()}
+    return {str(key).strip("-"): friendly(value) for key, value in items.items()}
 
 
 def chosen(
@@ -81,7 +82,7 @@ def layered(
         config |= as_config(path)
     sweep = as_config(sweep_path) if sweep_path else {}
     for key, value in sweep.items():
-        config[key] = _merged(config.get(key), value)
+        config[key] = merged(config.get(key), value)
     return config, list(sweep)
 
 
@@ -114,43 +115,71 @@ def friendly(value: Any) -> Any:
     >>> friendly({"shape": (1, 2), "f": print, "when": slice(1)})
     {'shape': [1, 2], 'f': 'builtins.print', 'when': {'slice_start': None, 'slice_step': None, 'slice_stop': 1}}
     """
+    try:
+        return _friendly(value)
+    except RecursionError:
+        # It holds itself: the log marks that.
+        return value
+
+
+def _friendly(value: Any) -> Any:
+    try:
+        return _in_words(value)
+    except RecursionError:
+        raise
+    except Exception:  # noqa: BLE001 - a stranger's own code runs here; whatever it does, the config is kept
+        return value
+
+
+def _in_words(value: Any) -> Any:
     if value is None or (isinstance(value, (str, bool, int, float)) and not isinstance(value, enum.Enum)):
         return value
     if isinstance(value, Mapping):
-        return {key: friendly(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [friendly(item) for item in value]
-    if isinstance(value, enum.Enum):
-        return value.name
+        return {key: _friendly(item) for key, item in value.items()}
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
+    if isinstance(value, (list, tuple, set, frozenset)) or _is_list_of_another_kind(value):
+        return [_friendly(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return value.name
     if isinstance(value, slice):
         return {"slice_start": value.start, "slice_step": value.step, "slice_stop": value.stop}
     if hasattr(value, "isoformat"):
         return value.isoformat()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return friendly(dataclasses.asdict(value))
+        return _friendly(dataclasses.asdict(value))
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     return _number_or_list(value)
 
 
-def detached(value: Any) -> Any:
-    """Return a copy of a container, so that nobody changes it without a record."""
-    if not isinstance(value, (dict, list, set)):
-        return value
-    try:
-        return copy.deepcopy(value)
-    except Exception:  # noqa: BLE001 - a stranger's __deepcopy__ may do anything; the value itself is still good
-        return value
+def _is_list_of_another_kind(value: Any) -> bool:
+    return isinstance(value, (Sequence, Set)) and len(value) <= _LIST_MAX
 
 
-def _friendly_or_itself(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """Return a copy of the dicts and lists in a value, and what they hold as it is: not all that can be held has a copy."""
     try:
-        return friendly(value)
+        return _copied(value)
     except RecursionError:
-        # It holds itself: the log marks that.
+        # It holds itself.
         return value
+
+
+def _copied(value: Any) -> Any:
+    if type(value) is dict:
+        # Listed in one go, because another thread may change it meanwhile.
+        return {key: _copied(item) for key, item in list(value.items())}
+    if type(value) is list:
+        return [_copied(item) for item in value]
+    return value
+
+
+def merged(there: Any, value: Any) -> Any:
+    """Return `value`; of two dicts, both, grown together."""
+    if not isinstance(there, dict) or not isinstance(value, dict):
+        return value
+    return {**there, **{key: merged(there.get(key), item) for key, item in value.items()}}
 
 
 def _number_or_list(value: Any) -> Any:
@@ -163,12 +192,6 @@ def _number_or_list(value: Any) -> Any:
     if numpy is not None and isinstance(value, numpy.ndarray):
         return value.item() if value.size == 1 else value.tolist()
     return value
-
-
-def _merged(there: Any, value: Any) -> Any:
-    if not isinstance(there, dict) or not isinstance(value, dict):
-        return value
-    return {**there, **{key: _merged(there.get(key), item) for key, item in value.items()}}
 
 
 def _parsed(text: str, path: Path) -> Any:

@@ -159,16 +159,29 @@ def upload_as(run_dir: Path, run_id: str) -> None:
 
 def cursors(run_dir: Path) -> Iterator[Cursor]:
     """Yield the newest readable cursor of every destination of the run, by name."""
+    for path in _paths(run_dir):
+        cursor = _newest_at(path)
+        if cursor is not None:
+            yield cursor
+
+
+def unreadable(run_dir: Path) -> Path | None:
+    """Return a cursor of the run of which no generation can be read: how far that destination is, nobody knows."""
+    return next((path for path in _paths(run_dir) if _newest_at(path) is None), None)
+
+
+def _paths(run_dir: Path) -> list[Path]:
     try:
-        names = sorted(os.listdir(run_dir / SYNC_DIR))
+        names = os.listdir(run_dir / SYNC_DIR)
     except (FileNotFoundError, NotADirectoryError):
-        return
-    stems = sorted({re.sub(r"\.json(\.previous)?$", "", name) for name in names if ".json" in name})
-    for stem in stems:
-        path = run_dir / SYNC_DIR / f"{stem}.json"
-        found = [cursor for cursor in (_read(path), _read(_previous(path))) if cursor]
-        if found:
-            yield max(found, key=lambda cursor: cursor.generation)
+        return []
+    found = {name.removesuffix(".previous") for name in names}
+    return sorted(run_dir / SYNC_DIR / name for name in found if name.endswith(".json"))
+
+
+def _newest_at(path: Path) -> Cursor | None:
+    found = [cursor for cursor in (_read(path), _read(_previous(path))) if cursor]
+    return max(found, key=lambda cursor: cursor.generation, default=None)
 
 
 def _text_of(path: Path) -> str | None:

@@ -5,8 +5,10 @@
 
 Invariants
 ----------
-* The exit code of a run is its process's, whichever way that ends; a killed process leaves none.
-* What was hooked before is called as before: nothing here swallows an exception or an exit.
+* The exit code of a run is its process's, where that ends by an exception, by `sys.exit`, `exit` or `quit`, or at its
+  last line; a `raise SystemExit` leaves no trace, and is taken for the last line. A killed process leaves no code.
+* What was hooked before is called as before: nothing here swallows an exception or an exit, and a process that Ctrl-C
+  ends dies of that signal, as its shell and its launcher expect.
 * One run is the current one: that which was begun last, of those that were not begun beside it.
 
 Nothing here knows what a run writes.
@@ -15,9 +17,11 @@ Nothing here knows what a run writes.
 from __future__ import annotations
 
 import atexit
+import builtins
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
@@ -39,8 +43,12 @@ class Ends(Protocol):
 _runs: list[Any] = []
 # Those that are not the current one, whatever else ends: `init(reinit="create_new")`.
 _beside: list[Any] = []
-_ending: dict[str, Any] = {"code": 0, "error": None}
+# The code is None until something says it.
+_ending: dict[str, Any] = {"code": None, "error": None}
 _is_hooked = False
+# The last exception that Python had reported when the first run began.
+_reported_before: BaseException | None = None
+_KEYBOARD_INTERRUPT = 255
 
 
 def active() -> list[Any]:
@@ -55,23 +63,31 @@ def current() -> Any | None:
 
 def began(run: Ends, is_beside: bool = False) -> None:
     """Take care of a run from now on."""
-    global _is_hooked
+    global _is_hooked, _reported_before
     _runs.append(run)
     if is_beside:
         _beside.append(run)
     if _is_hooked:
         return
     _is_hooked = True
+    # What it needs makes a class by `eval`, after which Python does not know any more that Ctrl-C ended the program: it
+    # is loaded before that.
+    import traceback  # noqa: F401
+
+    _reported_before = getattr(sys, "last_value", None)
     atexit.register(_at_exit)
     os.register_at_fork(after_in_child=_after_fork_in_child)
     sys.excepthook = _noting_errors(sys.excepthook)
     sys.exit = _noting_codes(sys.exit)
+    quitter: Any = type(getattr(builtins, "exit", None))
+    if quitter.__module__ == "_sitebuiltins":
+        quitter.__call__ = _noting_codes_of(quitter.__call__)
 
 
 def ended(run: Ends) -> None:
     """Let go of a finished run."""
     for runs in (_runs, _beside):
-        if run in runs:
+        with suppress(ValueError):
             runs.remove(run)
 
 
@@ -82,7 +98,20 @@ def in_words(error: BaseException) -> str:
     return "".join(traceback.format_exception(type(error), error, error.__traceback__))
 
 
+def exit_code_of(error: BaseException) -> int:
+    """Return what a process that `error` ends exits with; 255 for Ctrl-C, as W&B's client says it."""
+    if isinstance(error, SystemExit):
+        return _code_of(error.code)
+    return _KEYBOARD_INTERRUPT if isinstance(error, KeyboardInterrupt) else 1
+
+
 def _at_exit() -> None:
+    if _ending["code"] is None:
+        # Somebody else's hook, set after ours, may have kept the error to itself. An interactive interpreter goes on
+        # after an error.
+        reported = getattr(sys, "last_value", None)
+        if reported is not None and reported is not _reported_before and not hasattr(sys, "ps1"):
+            _note(reported)
     for run in active():
         run.finish(_ending["code"], error=_ending["error"])
 
@@ -94,17 +123,34 @@ def _after_fork_in_child() -> None:
 
 def _noting_errors(hook: Callable[..., Any]) -> Callable[..., Any]:
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        _ending["code"] = 255 if issubclass(kind, KeyboardInterrupt) else 1
-        _ending["error"] = in_words(error)
+        _note(error)
         hook(kind, error, trace)
 
     return excepthook
 
 
+def _note(error: BaseException) -> None:
+    _ending["code"] = exit_code_of(error)
+    _ending["error"] = in_words(error)
+
+
 def _noting_codes(leave: Callable[..., NoReturn]) -> Callable[..., NoReturn]:
     # `atexit` is not told the exit code, and SystemExit never reaches the except hook.
     def exit(status: Any = None, /) -> NoReturn:
-        _ending["code"] = status if isinstance(status, int) else int(status is not None)
+        _ending["code"] = _code_of(status)
         leave(status)
 
     return exit
+
+
+def _noting_codes_of(leave: Callable[..., NoReturn]) -> Callable[..., NoReturn]:
+    def call(quitter: Any, code: Any = None) -> NoReturn:
+        _ending["code"] = _code_of(code)
+        leave(quitter, code)
+
+    return call
+
+
+def _code_of(status: Any) -> int:
+    # Of a number, the system keeps the lowest byte.
+    return status & 0xFF if isinstance(status, int) else int(status is not None)

@@ -9,6 +9,7 @@ Invariants
 * A run that lives is never continued, and one that is dead never loses its continuation to a doubt: where a lock cannot
   be seen (another machine's, on a file system that keeps locks to itself), the heartbeat is watched until it tells.
 * What an earlier piece came to is read from the log, by W&B's step rule.
+* No run is written where nobody looks: whoever finds runs follows no symlink below the root.
 
 Nothing is written here but directories, `run.json` and the lock of the piece.
 """
@@ -25,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eventlog.errors import RunExists, RunNotFound
+from eventlog.errors import RootNotWritable, RunExists, RunNotFound
 from eventlog.outcome import SummaryState
 from eventlog.piece import (
     HEARTBEAT_S,
@@ -134,12 +135,13 @@ def enter(
     rank: int = 0,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Entry:
-    """Enter the run, or raise `RunExists`, `RunNotFound` or `OSError`.
+    """Enter the run, or raise `RunExists`, `RunNotFound`, `RootNotWritable` or `OSError`.
 
     `resume` is None, "allow", "must" or "never". `tell` gets a sentence if this has to wait.
     """
     run_dir = RunIdentity.new(project, run_id, entity).directory(root)
     make_way(root, run_dir)
+    _refuse_symlinks(run_dir)
     if resume == "must" and not primaries(run_dir):
         raise RunNotFound(
             f"there is no run {run_id!r} in project {project!r} under {str(root)!r}. "
@@ -154,6 +156,7 @@ def enter(
     for candidate in _family(run_id):
         identity = RunIdentity.new(project, candidate, entity)
         run_dir = identity.directory(root)
+        _refuse_symlinks(run_dir)
         _make_private(run_dir)
         with _alone_in(run_dir):
             if not primaries(run_dir):
@@ -215,6 +218,7 @@ def _enter_beside_rank_0(
             or _looks_alive(run_dir / names[-1])
             or time.monotonic() > deadline_s
         ):
+            _refuse_symlinks(run_dir)
             _make_private(run_dir)
             identity = identity.publish(run_dir)
             return Entry(identity, run_dir, claim_secondary(run_dir, f"rank{rank}"), False)
@@ -240,6 +244,16 @@ def _family(run_id: str) -> Iterator[str]:
     while True:
         yield f"{run_id}-{number}"
         number += 1
+
+
+def _refuse_symlinks(run_dir: Path) -> None:
+    for directory in (run_dir.parent, run_dir):
+        if directory.is_symlink():
+            raise RootNotWritable(
+                f"{str(directory)!r} is a symlink, and a run in it would not be found: `eventlog ls` and syncd follow none "
+                f"below the root. Put the directory itself ({os.path.realpath(directory)!r}) in its place, or let the root "
+                "be the link, or be elsewhere (root=…, or EVENTLOG_ROOT)."
+            )
 
 
 def _make_private(directory: Path) -> None:

@@ -30,7 +30,7 @@ class AuthenticationError(CommError):
 
 
 class RootNotWritable(EventlogError):
-    """The root cannot be created or written to."""
+    """The root cannot be created or written to, or what is written there would not be found."""
 
 
 class RunExists(EventlogError):
@@ -43,6 +43,10 @@ class RunNotFound(EventlogError):
 
 class NotARun(EventlogError):
     """A directory without a readable `run.json`."""
+
+
+class PyarrowMissing(EventlogError):
+    """What is sealed cannot be read by this installation; it is intact."""
 
 
 # W&B's name of the first of them.

@@ -30,9 +30,10 @@ import orjson
 
 from eventlog.artifact import Artifact, base64_md5, digest_of
 from eventlog.media import Image, Media, Value, many_in_history
-from eventlog.record import encode_data
+from eventlog.record import DEPTH_MAX, encode_data
+from eventlog.redact import marks_without_key, redacted, without_key
 from eventlog.store import Content, Store, Stored
-from eventlog.table import Table, is_dataframe
+from eventlog.table import is_dataframe, of_dataframe
 from eventlog.writer import StreamWriter
 
 POLICIES = ("live", "now", "end")
@@ -67,12 +68,15 @@ class RunFiles:
         writer: Callable[[], StreamWriter | None],
         drop: Callable[[str], None],
         say_once: Callable[[str, str], None],
+        key: bytes | None = None,
     ) -> None:
+        """`key` is kept out of what is made into a file here, and out of the records; a file of the caller's is its own."""
         self.run_id = run_id
         self._store = store
         self._writer = writer
         self._drop = drop
         self._say_once = say_once
+        self._key = key
         self._saved: dict[str, _Saved] = {}
         # Held while a saved file is stored, so that `finish` waits for it.
         self._lock = threading.RLock()
@@ -106,7 +110,7 @@ class RunFiles:
                 if entry.size is not None:
                     manifest[path]["size"] = entry.size
             else:
-                stored = self._put(entry.content)
+                stored = self._put(entry.content, may_link=entry.is_ours)
                 manifest[path] = {
                     "digest": base64_md5(stored),
                     "size": stored.size,
@@ -117,8 +121,8 @@ class RunFiles:
             {
                 "name": artifact.name,
                 "type": artifact.type,
-                "description": artifact.description,
-                "metadata": artifact.metadata,
+                "description": redacted(artifact.description),
+                "metadata": redacted(artifact.metadata),
                 "aliases": list(aliases),
                 "tags": list(tags),
                 "step": step,
@@ -138,14 +142,14 @@ class RunFiles:
         return self._shown(value, key, step, set())
 
     def _shown(self, value: Any, key: str, step: int, above: set[int]) -> Any:
-        if isinstance(value, Mapping):
-            if id(value) in above:
-                return value
-            inside = above | {id(value)}
-            return {name: self._shown(item, str(name), step, inside) for name, item in value.items()}
         try:
+            if isinstance(value, Mapping):
+                if id(value) in above or len(above) >= DEPTH_MAX:
+                    return value
+                inside = above | {id(value)}
+                return {name: self._shown(item, str(name), step, inside) for name, item in value.items()}
             if is_dataframe(value):
-                value = Table(dataframe=value)
+                value = of_dataframe(value)
             elif hasattr(type(value), "savefig"):
                 value = Image(value)
             if isinstance(value, Value):
@@ -162,9 +166,11 @@ class RunFiles:
             )
         return value
 
-    def _put(self, content: Content) -> Stored:
+    def _put(self, content: Content, may_link: bool = False) -> Stored:
+        if isinstance(content, bytes):
+            content = without_key(content, self._key)
         try:
-            return self._store.put(content)
+            return self._store.put(content, may_link)
         except OSError as error:
             self._drop_content(content, error)
             raise NotKept from error
@@ -175,6 +181,8 @@ class RunFiles:
 
     def _record(self, kind: str, data: dict[str, Any]) -> None:
         encoded, as_text = encode_data(data)
+        if self._key is not None and self._key in encoded:
+            encoded, as_text = without_key(encoded, self._key), marks_without_key(as_text, self._key)
         writer = self._writer()
         if writer is None:
             raise NotKept
@@ -207,14 +215,23 @@ class RunFiles:
             self._looker.start()
         return names
 
-    def finish(self) -> None:
-        """Store what changed, and what was saved for the end."""
-        with self._lock:
-            for saved in self._saved.values() if not self._stop.is_set() else ():
-                # What was saved "now" and found no space gets its last chance.
-                if saved.policy != "now" or saved.sha256 is None:
-                    self._keep_changed(saved)
+    def finish(self, wait_s: float | None = None) -> None:
+        """Store what changed, and what was saved for the end; with `wait_s`, wait no longer for who stores something."""
+        try:
+            if self._lock.acquire(timeout=-1 if wait_s is None else wait_s):
+                try:
+                    self._keep_the_rest()
+                finally:
+                    self._lock.release()
+        finally:
+            # Also after Ctrl-C.
             self._stop.set()
+
+    def _keep_the_rest(self) -> None:
+        for saved in self._saved.values() if not self._stop.is_set() else ():
+            # What was saved "now" and found no space gets its last chance.
+            if saved.policy != "now" or saved.sha256 is None:
+                self._keep_changed(saved)
 
     def look_again(self) -> None:
         """Store the live files that changed."""
@@ -229,6 +246,8 @@ class RunFiles:
             try:
                 self.look_again()
             except Exception as error:  # noqa: BLE001 - the top of a thread: without it, nothing would be saved
+                if self._stop.is_set():
+                    return
                 self._say_once("look", f"looking after the saved files failed: {error!r}. It is tried again.")
 
     def _keep_changed(self, saved: _Saved) -> None:

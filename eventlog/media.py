@@ -61,7 +61,7 @@ class Keeper(Protocol):
 class AddsFiles(Protocol):
     """What a value needs of an artifact that it is added to."""
 
-    def put(self, path: str, content: Content, stored: Stored | None = None) -> str:
+    def put(self, path: str, content: Content) -> str:
         """Make `content` a file of the artifact; return its path there."""
 
 
@@ -108,7 +108,7 @@ class Media(Value):
             path = f"media/{self.directory}/{stored.md5[:20]}{self._extension}"
         else:
             path = f"media/{self.directory}/{stored.sha256[:20]}/{self._content.name}"
-        artifact.put(path, self._content, stored)
+        artifact.put(path, self._content)
         return {"_type": self.type, "sha256": stored.sha256, "path": path, **self._described()}
 
     def _described(self) -> dict[str, Any]:
@@ -451,7 +451,11 @@ def _pixels(data: Any, file_type: str) -> tuple[Any, str]:
         if array is not data:
             # A tensor has its channels first.
             array = array.transpose(1, 2, 0)
-        array = array.squeeze()
+        if array.shape[-1] == 1:
+            array = array[..., 0]
+        elif array.shape[-1] not in (3, 4):
+            # One channel, put first.
+            array = array.squeeze()
     channels = 1 if array.ndim == 2 else array.shape[-1]
     guessed = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels) if array.ndim in (2, 3) else None
     if guessed is None:

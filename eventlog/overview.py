@@ -19,12 +19,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eventlog.errors import NotARun
+from eventlog.errors import NotARun, RunNotFound
 from eventlog.parquet import Brief, Unreadable, is_intact
-from eventlog.piece import STALE_S, RunIdentity, closed, lock_text, primaries, ran_here
+from eventlog.piece import (
+    LOCK_FILE,
+    RUN_FILE,
+    STALE_S,
+    RunIdentity,
+    closed,
+    lock_text,
+    primaries,
+    ran_here,
+)
 from eventlog.reader import Chunk, Damage, StreamReader, end_of, last_step_of, newest_first, writers
 from eventlog.record import Record
-from eventlog.segment import STREAMS, files_of, sealed_in
+from eventlog.segment import STREAMS, files_of, primary_name, primary_number, sealed_in
+from eventlog.store import FILES_DIR
 
 _POLL_S = 0.2
 
@@ -47,10 +57,10 @@ class Overview:
 
     run: str
     state: str
-    """`live`, `finished`, `failed`, `crashed`; `stale` if another machine's writer is silent and cannot be asked."""
+    """`live`, `finished`, `failed`, `crashed`; `stale` if its writer is silent and cannot be asked."""
     pieces: int
     records: int
-    """Events of the run's history."""
+    """Events of the run's history by their seqs: one that is damaged or missing counts too."""
     last_step: int | None
     size_bytes: int
     started_us: int | None
@@ -65,7 +75,7 @@ def overview_of(run_dir: Path) -> Overview:
     )
     return Overview(
         run=name_of(run_dir),
-        state=state_of(run_dir, names[-1]) if names else "live",
+        state=state_of(run_dir, names[-1]) if names else _state_of_unborn(run_dir),
         pieces=len(names),
         records=sum(end_of(run_dir / name)[0] for name in names),
         last_step=last_step,
@@ -85,10 +95,19 @@ def state_of(run_dir: Path, writer: str) -> str:
         return "crashed"
     text = lock_text(run_dir / writer)
     if not text or ran_here(text):
-        # Without a text, a writer is just being born.
-        return "live"
+        return _state_of_unborn(run_dir / writer)
     heard_us = max(text.get("heartbeat", 0), newest.time_us if newest else 0)
     return "stale" if time.time() - heard_us / 1e6 > STALE_S else "live"
+
+
+def _state_of_unborn(directory: Path) -> str:
+    """Return the state of a run without a piece, or of a piece whose lock tells nothing: its writer is being born."""
+    try:
+        is_old = time.time() - os.stat(directory).st_mtime > STALE_S
+    except OSError:
+        return "live"
+    # A lock without a text is one that a full disk did not take: whoever holds it may live.
+    return "stale" if is_old and not (directory / LOCK_FILE).exists() else "live"
 
 
 def _size_of(run_dir: Path) -> int:
@@ -139,16 +158,19 @@ def contents_of(run_dir: Path) -> Contents:
     contents = Contents()
     history = set(primaries(run_dir))
     for writer in writers(run_dir):
+        state = state_of(run_dir, writer)
         reader = StreamReader(run_dir / writer)
         for chunk in _chunks(reader):
-            contents.damaged_places += len(chunk.damage)
+            contents.damaged_places += len(chunk.damage) + (chunk.blocked is not None)
             for record in chunk.records if writer in history else ():
                 contents.take(record)
+        if state != "live":
+            contents.damaged_places += len(reader.end())
         text = lock_text(run_dir / writer)
         contents.pieces.append(
             {
                 "writer": writer,
-                "state": state_of(run_dir, writer),
+                "state": state,
                 "events": reader.next_seq,
                 "trajectories": end_of(run_dir / writer, "trajectories")[0],
                 "host": text.get("host"),
@@ -200,7 +222,10 @@ def newest(run_dir: Path, stream: str, count: int) -> list[tuple[str, Record]]:
 
 
 def follow_run(run_dir: Path, stream: str, after: tuple[str, Record] | None) -> Iterator[Record]:
-    """Yield what comes after that record, piece after piece, until the run is closed."""
+    """Yield what comes after that record, piece after piece, until the run is closed.
+
+    Raises `RunNotFound` if it is deleted or moved meanwhile.
+    """
     names = primaries(run_dir)
     writer = after[0] if after else names[0] if names else None
     next_seq = after[1].seq + 1 if after else 0
@@ -209,6 +234,8 @@ def follow_run(run_dir: Path, stream: str, after: tuple[str, Record] | None) -> 
         writer = names[-1]
         next_seq, _ = end_of(run_dir / writer, stream)
     while writer is None:
+        if _is_over(run_dir, _state_of_unborn(run_dir)):
+            return
         time.sleep(_POLL_S)
         writer = next(iter(primaries(run_dir)), None)
     while True:
@@ -224,13 +251,21 @@ def _follow_piece(run_dir: Path, writer: str, stream: str, seq: int) -> Iterator
     reader = StreamReader(run_dir / writer, stream, seq)
     while True:
         # Asked before the last read: a writer may append between a read and its death.
-        is_closed = state_of(run_dir, writer) != "live"
+        is_over = _is_over(run_dir / writer, state_of(run_dir, writer))
         for chunk in _chunks(reader):
             yield from chunk.records
-        if is_closed:
+        if is_over:
             return
-        while not reader.has_grown() and state_of(run_dir, writer) == "live":
+        # At least once: what cannot be read just now seems to grow all the time.
+        time.sleep(_POLL_S)
+        while not reader.has_grown() and not _is_over(run_dir / writer, state_of(run_dir, writer)):
             time.sleep(_POLL_S)
+
+
+def _is_over(directory: Path, state: str) -> bool:
+    if not directory.is_dir():
+        raise RunNotFound(f"{str(directory)!r} is not there any more: it was deleted or moved.")
+    return state != "live"
 
 
 # ── proving ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -242,6 +277,7 @@ class Proof:
 
     run: str
     writer: str
+    """Empty, as the stream, for what is wrong with the run itself."""
     stream: str
     records: int = 0
     lost: int = 0
@@ -252,20 +288,42 @@ class Proof:
 
 
 def proofs_of(run_dir: Path) -> Iterator[Proof]:
-    """Read all streams of all writers of a run."""
+    """Read all streams of all writers of a run, and look whether what they speak of is there."""
     run = name_of(run_dir)
+    log_id: str | None = None
+    of_run = Proof(run, "", "")
+    try:
+        log_id = RunIdentity.load(run_dir).log_id
+    except NotARun as error:
+        _note_damage(of_run, [Damage(run_dir / RUN_FILE, 0, 0, -1, str(error))])
+    numbers = [primary_number(name) or 0 for name in primaries(run_dir)]
+    missing = [primary_name(number) for number in range(1, max(numbers, default=0)) if number not in numbers]
+    _note_damage(
+        of_run, [Damage(run_dir / name, 0, 0, 0, "there are later pieces, but not this") for name in missing]
+    )
+    if of_run.damage:
+        yield of_run
     for writer in writers(run_dir):
-        for stream in STREAMS:
-            if files_of(os.listdir(run_dir / writer), stream):
-                yield _proof_of(run, run_dir, writer, stream)
+        is_closed = state_of(run_dir, writer) != "live"
+        names = os.listdir(run_dir / writer)
+        there = [stream for stream in STREAMS if files_of(names, stream)]
+        if is_closed and there and "events" not in there:
+            proof = Proof(run, writer, "events")
+            _note_damage(
+                proof, [Damage(run_dir / writer, 0, 0, 0, "it has no events, with which each writer begins")]
+            )
+            yield proof
+        for stream in there:
+            yield _proof_of(run, run_dir, writer, stream, log_id)
 
 
-def _proof_of(run: str, run_dir: Path, writer: str, stream: str) -> Proof:
+def _proof_of(run: str, run_dir: Path, writer: str, stream: str, log_id: str | None) -> Proof:
     proof = Proof(run, writer, stream)
     is_closed = state_of(run_dir, writer) != "live"
-    reader = StreamReader(run_dir / writer, stream)
+    reader = StreamReader(run_dir / writer, stream, log_id=log_id)
     for chunk in _chunks(reader):
         proof.records += len(chunk.records)
+        _note_damage(proof, _contents_missing(run_dir, chunk.records))
         proof.dropped += sum(r.data.get("dropped", 0) for r in chunk.records if r.kind == "gap")
         _note_damage(proof, chunk.damage)
         if chunk.blocked is not None:
@@ -277,6 +335,30 @@ def _proof_of(run: str, run_dir: Path, writer: str, stream: str) -> Proof:
     proof.torn_bytes = reader.torn_bytes()
     _prove_sealed(proof, run_dir / writer, stream)
     return proof
+
+
+def _contents_missing(run_dir: Path, records: list[Record]) -> list[Damage]:
+    """Return which of the files that the records name are not there, or not as long as they were."""
+    missing = []
+    for record in records:
+        if record.kind == "file":
+            path = run_dir / FILES_DIR / str(record.data.get("sha256"))
+            try:
+                is_there = os.stat(path).st_size == record.data.get("size")
+            except FileNotFoundError:
+                is_there = False
+            if not is_there:
+                cause = f"the content of {record.data.get('path')!r} is missing, or not all of it is there"
+                missing.append(Damage(path, 0, record.seq, record.seq - 1, cause))
+    # `syncd clean` takes all content of a run of W&B's SDK that W&B has.
+    return missing if not missing or not _gave_its_contents_up(run_dir) else []
+
+
+def _gave_its_contents_up(run_dir: Path) -> bool:
+    if (run_dir / FILES_DIR).exists():
+        return False
+    start = StreamReader(run_dir / primary_name(1)).first()
+    return start is not None and start.data.get("rows") == "complete"
 
 
 def _prove_sealed(proof: Proof, piece_dir: Path, stream: str) -> None:

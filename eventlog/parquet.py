@@ -6,7 +6,7 @@ Invariants
 ----------
 * Under its own name a sealed segment is whole, durable, and was read back and found equal to what went in.
 * Its brief is there before it is: whoever wants to know where a stream ends need not read Parquet.
-* A file that cannot be read raises `Unreadable`, whatever is wrong with it.
+* A file that cannot be read raises `Unreadable`, whatever is wrong with it; that pyarrow is missing is nothing wrong with it.
 * Memory is one row group.
 
 pyarrow is imported by what reads or writes columns; a brief needs none.
@@ -25,15 +25,19 @@ from typing import Any, BinaryIO
 
 import orjson
 
+from eventlog.errors import PyarrowMissing
 from eventlog.piece import sync_directory
-from eventlog.record import BadLine, Record, frame_object, unframe_object
+from eventlog.record import LINE_MAX_BYTES, BadLine, Record, encode_data, frame_object, unframe_object
 from eventlog.sealed import Rollup, records_of, rollups_of, schema, table_of
 from eventlog.segment import Header, Sealed
 
 TEMPORARY = ".sealing-"
 _METADATA_KEY = b"tidelog"
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_BRIEF_MAX_BYTES = 64 * 1024 * 1024
+# As long as a line may be; some 400,000 metrics.
+BRIEF_MAX_BYTES = LINE_MAX_BYTES
+# So much of one record's data may stand in a brief, as JSON.
+_BRIEF_DATA_MAX_BYTES = 1024 * 1024
 _HASH_BYTES = 1024 * 1024
 # Higher levels take twice the time for 1 % less.
 _ZSTD_LEVEL = 3
@@ -45,7 +49,7 @@ NO_PYARROW = "what is sealed is Parquet, and that needs pyarrow: pip install 'ti
 
 
 class Unreadable(Exception):
-    """A sealed segment that is damaged, or that this installation cannot read."""
+    """A sealed segment that is damaged."""
 
 
 @dataclass(slots=True)
@@ -56,7 +60,7 @@ class Brief:
     next_seq: int
     records: int
     first: Record
-    """Like `last`, with its data in the stream `events` only."""
+    """Like `last`, with its data in the stream `events` only, and only where they are short."""
     last: Record
     size: int = 0
     sha256: str = ""
@@ -75,7 +79,7 @@ class Brief:
         try:
             fd = os.open(path, _OPEN_FLAGS)
             with open(fd, "rb") as file:
-                content = unframe_object(file.read(_BRIEF_MAX_BYTES).rstrip(b"\n"))
+                content = unframe_object(file.read(BRIEF_MAX_BYTES).rstrip(b"\n"))
             return cls(
                 Header.of(content | {"format": content["format"]}),
                 content["next_seq"],
@@ -122,7 +126,8 @@ def records_in(
 ) -> Iterator[list[Record]]:
     """Yield the records from `seq` on, a row group at a time, or raise `Unreadable`; `FileNotFoundError` if it is gone.
 
-    All its bytes are checked first: Parquet's own checksums leave out what says where, and how many, the values are.
+    `PyarrowMissing` if that is what is missing. All its bytes are checked first: Parquet's own checksums leave out what
+    says where, and how many, the values are.
     """
     path = piece_dir / sealed.name
     if _sha256(path) != Brief.load(piece_dir, sealed).sha256:
@@ -136,7 +141,7 @@ def _groups(path: Path, stream: str, seq: int = 0, newest_first: bool = False) -
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise Unreadable(NO_PYARROW) from None
+        raise PyarrowMissing(f"{str(path)!r} cannot be read here: {NO_PYARROW}") from None
     try:
         fd = os.open(path, _OPEN_FLAGS)
         with open(fd, "rb") as source, pq.ParquetFile(source) as file:
@@ -180,7 +185,7 @@ class Writing:
     """A sealed segment that is being written; it has its name when `commit` returns, and not before."""
 
     def __init__(self, piece_dir: Path, header: Header) -> None:
-        """`header` is that of the segment it begins with."""
+        """`header` is that of a segment whose records are taken, with the first seq of this one."""
         import pyarrow.parquet as pq
 
         self._dir = piece_dir
@@ -243,10 +248,14 @@ class Writing:
             _sha256(self._path),
             self._last_step,
             self._metrics,
-        )
+        ).encode()
+        if len(brief) > BRIEF_MAX_BYTES:
+            raise Unreadable(
+                f"{sealed.name} has {len(self._metrics):,} metrics, too many to be read back in short"
+            )
         temporary = self._path.with_name(f"{self._path.name}-brief")
         with _create(temporary) as file:
-            file.write(brief.encode())
+            file.write(brief)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self._dir / sealed.brief_name)
@@ -265,7 +274,10 @@ class Writing:
             )
 
     def _in_brief(self, record: Record) -> Record:
-        return record if self._header.stream == "events" else replace(record, data={}, lossy=())
+        is_short = (
+            self._header.stream == "events" and len(encode_data(record.data)[0]) <= _BRIEF_DATA_MAX_BYTES
+        )
+        return record if is_short else replace(record, data={}, lossy=())
 
 
 def _create(path: Path) -> BinaryIO:

@@ -97,18 +97,19 @@ class RunIdentity:
             "run_id": self.run_id,
             "created": self.created_us,
         }
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, orjson.dumps(content) + b"\n")
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, orjson.dumps(content) + b"\n")
+                os.fsync(fd)
+            finally:
+                os.close(fd)
             os.link(temporary, run_dir / RUN_FILE)
         except FileExistsError:
             return RunIdentity.load(run_dir)
         finally:
-            os.unlink(temporary)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
         sync_directory(run_dir)
         return self
 
@@ -128,9 +129,11 @@ class Piece:
             )
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
             self.heartbeat(time.time_ns() // 1000)
+            # After a power cut the text is all that says whether this lock can be asked.
+            os.fdatasync(self._lock_fd)
             # It gets its name held and with its text: a reader never sees it free before its writer has died.
             os.rename(unborn, directory / LOCK_FILE)
-        except OSError:
+        except BaseException:
             self.abandon()
             raise
 
@@ -149,8 +152,9 @@ class Piece:
     def release(self) -> None:
         """Let the lock go; the piece is closed from now on."""
         if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+            # Forgotten first: whoever is interrupted in between must not close another file's number.
+            fd, self._lock_fd = self._lock_fd, -1
+            os.close(fd)
 
     def abandon(self) -> None:
         """Give up a piece without a record: it is tried again, and each try would leave a directory."""
@@ -175,8 +179,7 @@ def claim_primary(run_dir: Path) -> Piece:
         except FileExistsError:
             number += 1
             continue
-        sync_directory(run_dir)
-        return Piece(directory)
+        return _claimed(directory)
 
 
 def claim_secondary(run_dir: Path, label: str) -> Piece:
@@ -187,8 +190,19 @@ def claim_secondary(run_dir: Path, label: str) -> Piece:
             directory.mkdir(mode=0o700)
         except FileExistsError:
             continue
-        sync_directory(run_dir)
+        return _claimed(directory)
+
+
+def _claimed(directory: Path) -> Piece:
+    """Return the piece in a directory that was just made, or leave none."""
+    try:
+        sync_directory(directory.parent)
         return Piece(directory)
+    except BaseException:
+        # Its piece may have removed it already.
+        with suppress(OSError):
+            os.rmdir(directory)
+        raise
 
 
 def primaries(run_dir: Path) -> list[str]:
@@ -247,7 +261,10 @@ def lock_text(piece_dir: Path) -> dict[str, Any]:
         text = orjson.loads(_read_small(piece_dir / LOCK_FILE))
     except (OSError, ValueError):
         return {}
-    return text if isinstance(text, dict) else {}
+    if not isinstance(text, dict):
+        return {}
+    heartbeat = text.get("heartbeat", 0)
+    return text if type(heartbeat) is int else text | {"heartbeat": 0}
 
 
 def ran_here(text: Mapping[str, Any]) -> bool:

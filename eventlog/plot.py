@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from eventlog.record import DEPTH_MAX
 from eventlog.table import Table
 
 _DIGITS = 3
@@ -309,7 +310,7 @@ def _without_charts(
         path = (*above, str(name))
         if isinstance(value, (CustomChart, Visualize)):
             charts[".".join(path)] = value
-        elif type(value) is dict and id(value) not in ids_above:
+        elif type(value) is dict and id(value) not in ids_above and len(ids_above) < DEPTH_MAX:
             left[name] = _without_charts(value, path, ids_above, charts)
         else:
             left[name] = value

@@ -213,7 +213,7 @@ def _answer(git: subprocess.Popen[bytes]) -> str | None:
     with git:
         try:
             answer, _ = git.communicate(timeout=_GIT_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+        except (OSError, subprocess.SubprocessError):
             git.kill()
             return None
     return answer.decode("utf-8", "replace").strip() or None if git.returncode == 0 else None

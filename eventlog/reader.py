@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eventlog.errors import RunNotFound
-from eventlog.parquet import Brief, Unreadable, records_in
+from eventlog.parquet import Brief, Unreadable, is_intact, records_in
 from eventlog.piece import RUN_FILE, primaries
 from eventlog.record import LINE_MAX_BYTES, BadLine, Record, record_of, unframe
 from eventlog.segment import (
@@ -36,6 +36,7 @@ from eventlog.segment import (
     is_writer_name,
     place_in_stream,
     rank_of_writer,
+    sealed_in,
 )
 
 CHUNK_BYTES = 1024 * 1024
@@ -121,6 +122,9 @@ class StreamReader:
         # What of a sealed segment is decoded and was not asked for yet, and what follows it there.
         self._decoded: list[Record] = []
         self._groups: Iterator[list[Record]] | None = None
+        # Where in the stream the segment is that a sealed one stands in for, and which sealed ones cannot be read.
+        self._in_place_of: tuple[int, int] | None = None
+        self._unreadable: set[Sealed] = set()
         # A line that was wrong: how many records it cost is known when the next good one comes.
         self._suspect: _Suspect | None = None
 
@@ -145,8 +149,7 @@ class StreamReader:
                     return True
             except OSError:
                 return True
-        segments = self._segments()
-        return bool(segments) and segments[-1] != self._segment
+        return bool(self._later(self._segments()))
 
     def read(self, limit_bytes: int = CHUNK_BYTES) -> Chunk:
         """Return the next records, from at most `limit_bytes` of segments (more only for a longer line)."""
@@ -183,8 +186,9 @@ class StreamReader:
             assert self._segment is not None
             if self._segment not in segments and self._enter_what_covers(segments):
                 continue
-            here = place_in_stream(self._segment)
-            later = [s for s in segments if place_in_stream(s) > here]
+            later = self._later(segments)
+            if (not later or later[0].first_seq > self.next_seq) and self._enter_what_stands_in(chunk):
+                continue
             if not later:
                 return chunk
             # What is left here without a newline is a torn tail: its writer carried on elsewhere.
@@ -197,7 +201,8 @@ class StreamReader:
             with suppress(Unreadable, FileNotFoundError):
                 brief = Brief.load(self.piece_dir, files[0])
                 self.header = brief.header
-                return brief.first
+                if brief.first.data:
+                    return brief.first
         while True:
             chunk = self.read(FIRST_BYTES)
             if chunk.records:
@@ -210,7 +215,14 @@ class StreamReader:
         if self._suspect is None:
             return []
         suspect, self._suspect = self._suspect, None
-        return [Damage(suspect.path, suspect.offset, self.next_seq, self.next_seq, suspect.cause)]
+        segment = Segment.parse(suspect.path.name)
+        # What was sealed of that segment ends here.
+        has_all = any(
+            segment is not None and sealed.first_seq <= segment.first_seq < sealed.next_seq == self.next_seq
+            for sealed in self._sealed()
+        )
+        last_seq = self.next_seq - has_all
+        return [Damage(suspect.path, suspect.offset, self.next_seq, last_seq, suspect.cause)]
 
     def torn_bytes(self) -> int:
         """Return how many bytes after the last newline stand in the segment being read."""
@@ -224,18 +236,53 @@ class StreamReader:
     def _enter(self, segment: Segment | Sealed | None) -> None:
         """Begin with a segment."""
         self._segment, self._offset = segment, 0
-        self._decoded, self._groups = [], None
+        self._decoded, self._groups, self._in_place_of = [], None, None
 
     def _enter_what_covers(self, segments: list[Segment | Sealed]) -> bool:
         """The segment being read is gone: go on in the one that it was sealed into, if it was."""
-        for segment in segments:
-            if isinstance(segment, Sealed) and segment.first_seq <= self.next_seq < segment.next_seq:
+        # The last of them: where one ends and the next begins, there is more in the next.
+        for segment in reversed(segments):
+            if isinstance(segment, Sealed) and segment.first_seq <= self.next_seq <= segment.next_seq:
                 # The listing of a network file system may name for a while what is gone.
                 is_another = segment != self._segment
                 if is_another:
                     self._enter(segment)
                 return is_another
         return False
+
+    def _enter_what_stands_in(self, chunk: Chunk) -> bool:
+        """The segment being read was cut short or damaged since it was sealed: go on in the sealed one, if it is whole."""
+        if self._segment is None or isinstance(self._segment, Sealed):
+            return False
+        for sealed in self._sealed():
+            if sealed.first_seq <= self.next_seq < sealed.next_seq and self._is_whole(sealed):
+                if self._suspect is not None:
+                    at = self._suspect
+                    chunk.damage.append(
+                        Damage(at.path, at.offset, self.next_seq, self.next_seq - 1, at.cause)
+                    )
+                    self._suspect = None
+                here = place_in_stream(self._segment)
+                self._enter(sealed)
+                self._in_place_of = here
+                return True
+        return False
+
+    def _is_whole(self, sealed: Sealed) -> bool:
+        if sealed not in self._unreadable:
+            with suppress(Unreadable, FileNotFoundError):
+                brief = Brief.load(self.piece_dir, sealed)
+                if self.log_id in (None, brief.header.log_id) and is_intact(self.piece_dir, brief):
+                    return True
+            self._unreadable.add(sealed)
+        return False
+
+    def _later(self, segments: list[Segment | Sealed]) -> list[Segment | Sealed]:
+        """Return what comes after the segment being read."""
+        if self._segment is None:
+            return segments
+        here = self._in_place_of or place_in_stream(self._segment)
+        return [segment for segment in segments if place_in_stream(segment) > here]
 
     def _beginning(self, segments: list[Segment | Sealed]) -> Segment | Sealed:
         """Return the first segment that can hold the next seq, without reading those before it."""
@@ -252,7 +299,10 @@ class StreamReader:
         return started[-1]
 
     def _segments(self) -> list[Segment | Sealed]:
-        return _files_of(self.piece_dir, self.stream)
+        return files_of(_names_in(self.piece_dir), self.stream)
+
+    def _sealed(self) -> list[Sealed]:
+        return sealed_in(_names_in(self.piece_dir), self.stream)
 
     def _hint_holds(self) -> bool:
         """Whether a line begins at the hinted byte, and no record before it is missing from the seqs."""
@@ -293,7 +343,8 @@ class StreamReader:
                 self.header = Brief.load(self.piece_dir, sealed).header
                 if self.log_id not in (None, self.header.log_id):
                     raise Unreadable(f"the segment belongs to another log ({self.header.log_id})")
-                self._groups = records_in(self.piece_dir, sealed, self.next_seq)
+                has_more = self.next_seq < sealed.next_seq
+                self._groups = records_in(self.piece_dir, sealed, self.next_seq) if has_more else iter(())
                 self._seen_bytes = os.stat(path).st_size
             while not self._decoded:
                 self._decoded = next(self._groups)
@@ -341,7 +392,8 @@ class StreamReader:
             os.close(fd)
         if self._segment != self._refused:
             self._take(chunk, path, data)
-        self._offset = begin + len(data)
+        if not isinstance(self._segment, Sealed):
+            self._offset = begin + len(data)
         return len(data)
 
     def _take(self, chunk: Chunk, path: Path, data: bytes) -> None:
@@ -349,6 +401,10 @@ class StreamReader:
         lines = data.split(b"\n")
         # `_whole_lines` gives a piece of a line only if it is longer than a line may be.
         too_long = lines.pop()
+        if self._offset == 0 and lines and lines[0][18:24] == b'"seq":':
+            self._suspect = self._suspect or _Suspect(
+                path, 0, "it begins with a record: the header is missing"
+            )
         for line in lines:
             try:
                 content = unframe(line)
@@ -363,7 +419,10 @@ class StreamReader:
                     else:
                         self._take_record(chunk, path, record)
             except BadLine as error:
-                self._suspect = self._suspect or _Suspect(path, self._offset, str(error))
+                if self._suspect is None:
+                    self._suspect = _Suspect(path, self._offset, str(error))
+                    if self._enter_what_stands_in(chunk):
+                        return
                 if isinstance(error, (UnknownFormat, _Foreign)):
                     self._refused = self._segment
                     return
@@ -423,7 +482,7 @@ def end_of(piece_dir: Path, stream: str = "events") -> tuple[int, int]:
 
 def last_step_of(piece_dir: Path) -> int | None:
     """Return the step of the piece's last metrics; reads the ends of its segments."""
-    for file in reversed(_files_of(piece_dir, "events")):
+    for file in reversed(_files_to_the_end(piece_dir, "events")):
         if isinstance(file, Sealed):
             with suppress(Unreadable, FileNotFoundError):
                 step = Brief.load(piece_dir, file).last_step
@@ -439,12 +498,12 @@ def last_step_of(piece_dir: Path) -> int | None:
 def newest_first(piece_dir: Path, stream: str = "events") -> Iterator[Record]:
     """Yield the stream's committed records, the newest first; damage is passed over.
 
-    Of a stream other than `events`, the very first may come without its data.
+    The very first may come without its data: of `events` only where they are long.
     """
     oldest_seq: int | None = None
     for _ in range(_LOOK_AGAIN):
         try:
-            for file in reversed(_files_of(piece_dir, stream)):
+            for file in reversed(_files_to_the_end(piece_dir, stream)):
                 for record in _backwards_in(piece_dir, file):
                     if oldest_seq is None or record.seq < oldest_seq:
                         oldest_seq = record.seq
@@ -455,11 +514,21 @@ def newest_first(piece_dir: Path, stream: str = "events") -> Iterator[Record]:
             continue
 
 
-def _files_of(piece_dir: Path, stream: str) -> list[Segment | Sealed]:
+def _names_in(piece_dir: Path) -> list[str]:
     try:
-        return files_of(os.listdir(piece_dir), stream)
+        return os.listdir(piece_dir)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _files_to_the_end(piece_dir: Path, stream: str) -> list[Segment | Sealed]:
+    """Return the files that hold the stream; the last has its end, also where a segment was cut since it was sealed."""
+    names = _names_in(piece_dir)
+    files = files_of(names, stream)
+    beside = [sealed for sealed in sealed_in(names, stream) if sealed not in files]
+    if beside and beside[-1].next_seq > (end_of_segment(piece_dir, files[-1]) or 0):
+        files.append(beside[-1])
+    return files
 
 
 def _backwards_in(piece_dir: Path, file: Segment | Sealed) -> Iterator[Record]:
@@ -484,38 +553,48 @@ def _backwards_in(piece_dir: Path, file: Segment | Sealed) -> Iterator[Record]:
 def backwards(fd: int) -> Iterator[Record]:
     """Yield a segment's committed records, the newest first; damage is passed over.
 
-    Ends at a line that is longer than a record may be. Memory is one read, or one line where a line is longer.
+    Memory is one read, or one line where a line is longer.
     """
     end = os.fstat(fd).st_size
-    want, rest, is_committed = TAIL_BYTES, b"", False
-    while end > 0 and len(rest) <= LINE_MAX_BYTES:
+    want, is_committed = TAIL_BYTES, False
+    # What was read of the line that begins further up, from its end on.
+    parts: list[bytes] = []
+    while end > 0:
         begin = max(0, end - want)
-        lines = (os.pread(fd, end - begin, begin) + rest).split(b"\n")
-        if not is_committed and len(lines) > 1:
+        data, end = os.pread(fd, end - begin, begin), begin
+        want = min(4 * want, CHUNK_BYTES)
+        if not is_committed:
             # What follows the last newline was never committed.
-            lines.pop()
-            is_committed = True
+            data, newline, _ = data.rpartition(b"\n")
+            is_committed = newline != b""
+            if not is_committed:
+                continue
         # The first may begin further up: only at the start of the file it is whole.
-        rest, end = lines[0], begin
-        for line in reversed(lines if begin == 0 and is_committed else lines[1:]):
+        first, *lines = data.split(b"\n")
+        if lines:
+            lines[-1] += b"".join(reversed(parts))
+            parts = []
+        parts.append(first)
+        if begin == 0:
+            lines.insert(0, b"".join(reversed(parts)))
+        elif sum(map(len, parts)) > LINE_MAX_BYTES:
+            # It is no record, and need not be kept to see that: none has a newline at its end.
+            parts = [b"\n"]
+        for line in reversed(lines):
             with suppress(BadLine):
                 content = unframe(line)
                 if "seq" in content:
                     yield record_of(content)
-        want = min(4 * want, CHUNK_BYTES)
 
 
 def end_of_segment(piece_dir: Path, segment: Segment | Sealed) -> int | None:
-    """Return the seq after the last one in a segment."""
+    """Return the seq after the last one in a segment, or None: it has none, or cannot be read."""
     if isinstance(segment, Sealed):
         return segment.next_seq
-    try:
-        fd = os.open(piece_dir / segment.name, OPEN_FLAGS)
-    except OSError:
-        return None
-    with open(fd, "rb"):
-        last = next(backwards(fd), None)
-    return None if last is None else last.seq + 1
+    with suppress(OSError), open(os.open(piece_dir / segment.name, OPEN_FLAGS), "rb") as file:
+        last = next(backwards(file.fileno()), None)
+        return None if last is None else last.seq + 1
+    return None
 
 
 def writers(run_dir: Path) -> list[str]:
@@ -578,4 +657,4 @@ def _whole_lines(fd: int, offset: int, limit_bytes: int) -> bytes:
             return data[:whole]
         if want > LINE_MAX_BYTES:
             return data
-        want *= 4
+        want = min(4 * want, LINE_MAX_BYTES + 1)

@@ -5,7 +5,9 @@ r"""A record and its line: the bytes of FORMAT.md, in both directions.
 Invariants
 ----------
 * A line proves itself: its checksum is at a fixed place and covers all the rest.
-* `decode` undoes `encode`: whatever a caller logged comes back equal, or is named in `lossy`.
+* `decode` undoes `encode`: what a caller logged comes back equal, or is named in `lossy`. What JSON has another word for
+  comes back as that: a tuple, set, deque or array as a list, a NumPy or torch scalar as its number, a date or UUID as
+  its text, an enum as its value, a key as its `str()`.
 * No value makes `encode` fail: one bad value never costs the row it stands in, whatever its own code does.
 
 There is no file, clock or lock here.
@@ -18,7 +20,8 @@ import json
 import math
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -32,7 +35,7 @@ _REST_AT = 18
 _BRACE_CRC = zlib.crc32(b"{")
 _INT64_MIN, _UINT64_MAX = -(2**63), 2**64 - 1
 # orjson gives up at 254 levels; values below this depth become text.
-_DEPTH_MAX = 200
+DEPTH_MAX = 200
 # What W&B keeps as a list; a longer array would become a histogram there.
 _ARRAY_MAX = 1_000_000
 # Text in place of a value is for people: 100 MB of bytes must not push their row over the limit of a line.
@@ -42,6 +45,10 @@ _DECIMAL_MAX_BITS = 2000
 
 Path = tuple[Any, ...]
 TextMark = list[Any]  # [what, key, …], as in FORMAT.md
+ALL_PLAIN: list[TextMark] = []
+"""The marks of data in which every value is one that JSON has a word for.  Always empty; known by `is`."""
+# Another one for each value that was converted: whoever finds the same as before has met none, whatever other threads do.
+_latest_stranger = object()
 
 
 # Not frozen, although nobody changes one: that costs 1 µs of the 4 that it takes to read one.
@@ -166,15 +173,37 @@ def encode_data(data: Mapping[Any, Any]) -> tuple[bytes, list[TextMark]]:
     Nearly every row is what JSON can say, and is done by orjson alone: only a `null` in its output (a None, or
     a NaN that orjson could not write) or its refusal costs a walk through the values.
     """
+    before = _latest_stranger
     try:
         encoded = orjson.dumps(data, default=_known_to_science)
     except (TypeError, ValueError, RecursionError, OverflowError):
         pass
     else:
         if b"null" not in encoded:
-            return encoded, []
+            return encoded, ALL_PLAIN if _latest_stranger is before else []
     marks: list[TextMark] = []
     return orjson.dumps(_plain_mapping(data, (), marks, {id(data)})), marks
+
+
+def decode_data(encoded: bytes, as_text: list[TextMark]) -> dict[str, Any]:
+    """Return what `encode_data` was given, as it comes back from the log.
+
+    >>> decode_data(*encode_data({"loss": float("inf"), "shape": (1, 2)}))
+    {'loss': inf, 'shape': [1, 2]}
+    """
+    data: dict[str, Any] = orjson.loads(encoded)
+    if as_text:
+        _restore(data, as_text)
+    return data
+
+
+def as_logged(data: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return `data` as it will come back from the log.
+
+    >>> as_logged({1: {2}, "set": (3,)})
+    {'1': [2], 'set': [3]}
+    """
+    return decode_data(*encode_data(data))
 
 
 def json_of(value: Any) -> str:
@@ -200,6 +229,8 @@ def _known_to_science(value: Any) -> Any:
 
     Neither library is imported: whoever made the value has imported it.
     """
+    global _latest_stranger
+    _latest_stranger = object()
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         if isinstance(value, numpy.generic):
@@ -269,7 +300,7 @@ def _in_words(value: Any, path: Path, marks: list[TextMark], above: set[int]) ->
             return number_f
         marks.append(["float", *path])
         return "NaN" if number_f != number_f else ("Infinity" if number_f > 0 else "-Infinity")
-    if id(value) in above or len(above) >= _DEPTH_MAX:
+    if id(value) in above or len(above) >= DEPTH_MAX:
         return _lossy(_too_deep(value), path, marks)
     above.add(id(value))
     try:
@@ -310,7 +341,9 @@ def _plain_text(value: str, path: Path, marks: list[TextMark]) -> str:
 
 
 def _plain_stranger(value: Any, path: Path, marks: list[TextMark], above: set[int]) -> Any:
-    converters: tuple[Callable[[Any], Any], ...] = (_known_to_science, _taken_apart, _by_orjson)
+    if isinstance(value, (bytes, bytearray)):
+        return _lossy(_text_of_bytes(value), path, marks)
+    converters: tuple[Callable[[Any], Any], ...] = (_known_to_science, _in_a_row, _taken_apart, _by_orjson)
     for convert in converters:
         try:
             known = convert(value)
@@ -319,6 +352,12 @@ def _plain_stranger(value: Any, path: Path, marks: list[TextMark], above: set[in
         if type(known) is not type(value):
             return _plain(known, path, marks, above)
     return _lossy(_short_text_of(value), path, marks)
+
+
+def _in_a_row(value: Any) -> list[Any]:
+    if not isinstance(value, (Set, deque, range)) or len(value) > _ARRAY_MAX:
+        raise TypeError("no list")
+    return list(value)
 
 
 def _taken_apart(value: Any) -> Any:
@@ -353,6 +392,13 @@ def _too_deep(value: Any) -> str:
 def _short_text_of(value: Any) -> str:
     text = _text_of(value)
     return text if len(text) <= _TEXT_MAX_CHARS else f"{text[:_TEXT_MAX_CHARS]}… ({len(text):,} characters)"
+
+
+def _text_of_bytes(value: bytes | bytearray) -> str:
+    try:
+        return _short_text_of(value.decode())
+    except UnicodeDecodeError:
+        return _short_text_of(value)
 
 
 def _text_of(value: Any) -> str:

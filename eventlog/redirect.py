@@ -26,7 +26,7 @@ import sys
 import termios
 import tty
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,9 +92,16 @@ class Redirect:
             os.dup2(stream.terminal_fd, stream.fd)
             if stream.master_fd is not None:
                 os.close(stream.master_fd)
-        for stream in streams:
+        # Each of them, also if Ctrl-C ends the waiting for one.
+        with ExitStack() as ends:
+            for stream in reversed(streams):
+                ends.callback(self._end, stream)
+
+    def _end(self, stream: _Stream) -> None:
+        try:
             with suppress(subprocess.TimeoutExpired):
                 stream.tee.wait(_STOP_WAIT_S)
+        finally:
             self._pass_on(stream, is_last=True)
             os.close(stream.terminal_fd)
             stream.path.unlink(missing_ok=True)

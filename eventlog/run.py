@@ -107,16 +107,23 @@ def init(
     else:
         entry = _enter(wished, project)
         run = _run_of(entry, wished, config, locked)
-        # Of the code, W&B's client keeps the program, and what of the repository is not committed.
-        keeps_patch = wished.save_code and wished.with_git
-        run._start_capture(Wanted.of({**Settings.of(settings).given, "save_code": keeps_patch}, os.environ))
-        if wished.tensorboard is not None:
-            run._mirror_to(TensorboardMirror(wished.tensorboard or run.dir / "tensorboard"))
-        if wished.save_code:
-            run._save_program()
-        if entry.notice:
-            say(entry.notice)
-        _announce(run, wished.root)
+        try:
+            _note_for_auto_resume(run, wished)
+            # Of the code, W&B's client keeps the program, and what of the repository is not committed.
+            keeps_patch = wished.save_code and wished.with_git
+            wanted = Wanted.of({**Settings.of(settings).given, "save_code": keeps_patch}, os.environ)
+            run._start_capture(wanted)
+            if wished.tensorboard is not None:
+                run._mirror_to(TensorboardMirror(wished.tensorboard or run.dir / "tensorboard"))
+            if wished.save_code:
+                run._save_program()
+            if entry.notice:
+                say(entry.notice)
+            _announce(run, wished.root)
+        except BaseException as error:
+            # Nobody has it, so nobody else would finish it.
+            run.finish(ending.exit_code_of(error), error=ending.in_words(error))
+            raise
     ending.began(run, is_beside=wished.reinit == "create_new")
     return run
 
@@ -159,14 +166,16 @@ def _enter(wished: Wishes, project: str) -> Entry:
     run_id = run_id or random_id()
     resume = "allow" if wished.resume == "auto" else wished.resume
     try:
-        entry = enter(wished.root, project, wished.entity, run_id, resume, rank, say)
+        return enter(wished.root, project, wished.entity, run_id, resume, rank, say)
     except OSError as error:
         raise _not_writable(wished.root, error) from error
+
+
+def _note_for_auto_resume(run: Run, wished: Wishes) -> None:
     if wished.resume == "auto":
-        auto_resume.remember(wished.root, project, run_id)
-    elif wished.resume is None and rank == 0:
-        auto_resume.forget(wished.root, project)
-    return entry
+        auto_resume.remember(wished.root, run.project, run.id)
+    elif wished.resume is None and (rank_of(os.environ) == 0 or wished.run_id is None):
+        auto_resume.forget(wished.root, run.project)
 
 
 def _run_of(entry: Entry, wished: Wishes, config: dict[str, Any], locked: list[str]) -> Run:
@@ -174,19 +183,22 @@ def _run_of(entry: Entry, wished: Wishes, config: dict[str, Any], locked: list[s
     name = wished.name
     if name is None:
         name = earlier.name if earlier else entry.asked_id
-    run = Run(
-        entry.identity,
-        entry.run_dir,
-        name=name,
-        wished=wished,
-        config={**(earlier.config if earlier else {}), **config},
-        locked=locked,
-        earlier=earlier,
-    )
     try:
+        run = Run(
+            entry.identity,
+            entry.run_dir,
+            name=name,
+            wished=wished,
+            config={**(earlier.config if earlier else {}), **config},
+            locked=locked,
+            earlier=earlier,
+        )
         run._begin(entry.piece)
-    except OSError as error:
-        raise _not_writable(wished.root, error) from error
+    except BaseException as error:
+        entry.piece.abandon()
+        if isinstance(error, OSError):
+            raise _not_writable(wished.root, error) from error
+        raise
     return run
 
 

@@ -10,7 +10,7 @@ Invariants
   `init` only; later it is said once on stderr and counted in `Run.dropped`.
 * Nothing here talks to the network, to `syncd` or to W&B.
 * Each process has its own piece: a forked child that logs claims one, and never touches its parent's.
-* A finished run has an `exit` record; a killed one has none.
+* A finished run has an `exit` record, and nothing after it, also where Ctrl-C cut `finish` short; a killed one has none.
 
 What a record looks like and when a disk is tried again is decided elsewhere (`record`, `writer`).
 """
@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path, PosixPath
 from types import TracebackType
 from typing import IO, Any, NoReturn
@@ -37,7 +38,7 @@ from eventlog.capture import Capture, Wanted
 from eventlog.code import code_artifact, is_of_a_log, is_source
 from eventlog.definitions import Metric, defined
 from eventlog.entry import Earlier
-from eventlog.errors import UsageError
+from eventlog.errors import EventlogError, UsageError
 from eventlog.files import NotKept, RunFiles
 from eventlog.logged import Config, StaticConfig, Summary
 from eventlog.not_yet import say, say_once
@@ -46,7 +47,7 @@ from eventlog.piece import HEARTBEAT_S, Piece, RunIdentity, claim_secondary, pri
 from eventlog.process import facts
 from eventlog.reader import read
 from eventlog.record import TextMark, encode_data
-from eventlog.redact import redacted, without_key
+from eventlog.redact import key_in_bytes, marks_without_key, redacted, without_key, without_secrets
 from eventlog.settings import Settings
 from eventlog.stand_ins import UsedArtifact, refuse_to_fetch
 from eventlog.store import Store
@@ -61,6 +62,8 @@ _SYNC_INTERVAL_S = 1.0
 _LOOKS_A_SYNC = 4
 _SYNC_AT_BYTES = 4 * 1024 * 1024
 _ACK_POLL_S = 0.5
+# Who stores a file may wait for the very `log` in the middle of which a signal handler calls `finish`.
+_CUT_IN_WAIT_S = 10.0
 # What a traceback says is at its end.
 _ERROR_MAX_CHARS = 8000
 
@@ -134,8 +137,12 @@ class Run:
         self._quiet = wished.is_quiet
         self._step = self.starting_step
         self._is_finished = False
+        # Whether nothing is left to be done by `finish`, which a signal handler may call in the middle of `finish`.
+        self._is_over = False
+        # Whether `exit` is about to be written: no further stream is opened.
+        self._is_ending = False
         self._said: set[str] = set()
-        self._api_key = os.environ.get("WANDB_API_KEY")
+        self._key = key_in_bytes(os.environ.get("WANDB_API_KEY"))
         self._lost = 0
         self._was_stopped = False
         self._stop_look_at_s = 0.0
@@ -146,6 +153,8 @@ class Run:
         self._events: StreamWriter | None = None
         # The streams beside the events, by name; each is opened by its first record.
         self._beside: dict[str, StreamWriter] = {}
+        # Those of a finished run, which know what they dropped.
+        self._ended: set[StreamWriter] = set()
         self._begin_anew()
 
     @property
@@ -184,9 +193,7 @@ class Run:
     @property
     def entity(self) -> str:
         """Whose project the run is in: as asked for, or as the server said since; empty if nobody did."""
-        from eventlog import on_wandb
-
-        return self._identity.entity or on_wandb.entity(self.dir) or ""
+        return self._identity.entity or self._asked_of_syncd("entity") or ""
 
     @property
     def step(self) -> int:
@@ -196,7 +203,7 @@ class Run:
     @property
     def dropped(self) -> int:
         """How many records are not in the log (or, with durability "always", not known to be on the disk)."""
-        return self._lost + sum(writer.dropped for writer in self._writers())
+        return self._lost + sum(writer.dropped for writer in {*self._writers(), *self._ended})
 
     @property
     def should_stop(self) -> bool:
@@ -220,16 +227,14 @@ class Run:
     @property
     def url(self) -> str | None:
         """The address of the run's page; None until `syncd` has uploaded something of it."""
-        from eventlog import on_wandb
-
-        return on_wandb.url(self.dir)
+        found: str | None = self._asked_of_syncd("url")
+        return found
 
     @property
     def project_url(self) -> str | None:
         """The address of the project's page; None until `syncd` has uploaded something of the run."""
-        from eventlog import on_wandb
-
-        return on_wandb.project_url(self.dir)
+        found: str | None = self._asked_of_syncd("project_url")
+        return found
 
     @property
     def sweep_url(self) -> str | None:
@@ -255,7 +260,17 @@ class Run:
         piece = self._piece
         if events is None or piece is None:
             return on_wandb.RunStatus()
-        return on_wandb.status(self.dir, piece.writer, events.next_seq)
+        return self._asked_of_syncd("status", piece.writer, events.next_seq) or on_wandb.RunStatus()
+
+    def _asked_of_syncd(self, what: str, *arguments: Any) -> Any:
+        """Return what `syncd` has noted of the run; None if that cannot be read."""
+        try:
+            from eventlog import on_wandb
+
+            return getattr(on_wandb, what)(self.dir, *arguments)
+        except OSError as error:
+            self._say_once("on W&B", f"what syncd noted of {self.path} cannot be read: {error.strerror}.")
+            return None
 
     def log(
         self, data: Mapping[str, Any], step: int | None = None, commit: bool | None = None, sync: Any = None
@@ -274,27 +289,29 @@ class Run:
         events = self._events or self._open()
         if events is None:
             if self.disabled:
-                self._state.take_row(data, False, self._step, True)
+                self._state.take_row(data, encoded, as_text, self._step, True)
             return
         if as_text and any(mark[0] == "lossy" for mark in as_text):
             # Only what JSON has no word for can be a chart, or media, whose names have the step before this call, as
             # W&B's do.
             data = self._files.shown(self._without_charts(data), "", self._step)
             encoded, as_text = encode_data(data)
+        if self._key is not None and encoded.find(self._key) >= 0:
+            encoded, as_text = self._privately(encoded, as_text)
         with events.lock:
             current = self._step
             step, closes, self._step = step_rule(current, step, commit)
             is_written = events.write("metrics", encoded, as_text, time_us, step, closes)
+            if step >= current:
+                # Here, so that of two threads the summary has the row that is the later one in the log.
+                self._state.take_row(data, encoded, as_text, step, closes)
         if events.syncs_each_record and is_written:
             is_written = events.sync_record()
         if not is_written:
             self._say_dropped(events)
         if self._mirror is not None:
             self._mirror.log(given, step, time_us / 1e6)
-        if step >= current:
-            # No further brace: no value is a dict, which nearly every row spares a look at each.
-            self._state.take_row(data, encoded.find(b"{", 1) < 0, step, closes)
-        else:
+        if step < current:
             self._say_once(
                 "past step",
                 f"log(step={step}) came after step {current}: the record is kept, and W&B will not show it, "
@@ -307,7 +324,7 @@ class Run:
         if not isinstance(trajectory, Trajectory):
             raise TypeError(f"log_trajectory takes an eventlog.Trajectory, not {trajectory!r}.")
         step = self._step if step is None else as_step(step)
-        encoded, as_text = encode_trajectory(trajectory)
+        encoded, as_text = self._privately(*encode_trajectory(trajectory))
         writer = self._writer_of("trajectories")
         if writer is not None and not writer.append_encoded("trajectory", encoded, as_text, time_us, step):
             self._say_dropped(writer)
@@ -328,7 +345,7 @@ class Run:
         """
         metric, record = defined(name, step_metric, step_sync, hidden, summary, goal, overwrite)
         self._record("define_metric", record)
-        self._define_in_summary(metric.name, list(metric.summary or ()), bool(overwrite))
+        self._state.define(metric.name, metric.summary or (), bool(overwrite))
         return metric
 
     def alert(
@@ -339,7 +356,7 @@ class Run:
         wait_duration: float | timedelta | None = None,
     ) -> None:
         """Have W&B notify people; of equal titles within `wait_duration` (seconds; one minute) it notifies once."""
-        self._record("alert", alert_record(title, text, level, wait_duration))
+        self._record_privately("alert", alert_record(title, text, level, wait_duration))
 
     def save(
         self,
@@ -474,16 +491,20 @@ class Run:
         from eventlog import saved
 
         where = os.path.join(root or self.dir, name)
-        if os.path.exists(where) and not replace:
-            return open(where)
-        if run_path not in (None, self.path, self.id) or not saved.restore(self.dir, name, Path(where)):
-            self._say_once(
-                f"restore {name}",
-                f"restore({name!r}) found no such file in the log of {self.path}. Nothing is fetched from W&B: "
-                f"`wandb pull` does that.",
-            )
+        is_of_the_run = run_path in (None, self.path, self.id)
+        try:
+            is_there = os.path.exists(where) and not replace
+            if is_there or (is_of_the_run and saved.restore(self.dir, name, Path(where))):
+                return open(where)
+        except (OSError, EventlogError) as error:
+            self._say_once(f"restore {name}", f"restore({name!r}) failed: {error}.")
             return None
-        return open(where)
+        self._say_once(
+            f"restore {name}",
+            f"restore({name!r}) found no such file in the log of {self.path}. Nothing is fetched from W&B: "
+            f"`wandb pull` does that.",
+        )
+        return None
 
     def watch(
         self,
@@ -563,44 +584,71 @@ class Run:
         With `sync_timeout`, wait up to so many seconds until `syncd` has told W&B that the run is complete.
         """
         exit_code = 0 if exit_code is None else operator.index(exit_code)
-        if self._is_finished:
+        if self._is_over:
             return
-        self._is_finished = True
-        self._stop.set()
+        has_log = self._events is not None
+        try:
+            self._is_finished = True
+            self._stop.set()
+            self.unwatch()
+            if has_log:
+                self.config.catch_up()
+                if self._capture is not None:
+                    self._capture.stop()
+                is_in_a_log = any(writer.is_cut_in_on for writer in self._writers())
+                self._files.finish(_CUT_IN_WAIT_S if is_in_a_log else None)
+        finally:
+            # Ctrl-C while a large file is stored, say, costs that file, and no `exit`.
+            try:
+                self._end(exit_code, error)
+            finally:
+                self._let_go()
+        if has_log and exit_code == 0:
+            auto_resume.forget(self._wished.root, self.project, self.id)
+        if self.dropped and not self.disabled:
+            self._say(f"{self.dropped:,} records of {self.path} could not be written and are lost.")
+        if sync_timeout is not None and has_log:
+            self._wait_for_acks(sync_timeout)
+
+    def _end(self, exit_code: int, error: str | None) -> None:
+        """Write `exit`, after which no stream has another record."""
         events = self._events
-        self.unwatch()
-        if events is not None:
-            if self._capture is not None:
-                self._capture.stop()
-            self._files.finish()
-            for writer in list(self._beside.values()):
+        if events is None:
+            return
+        with self._opening:
+            self._is_ending = True
+            beside = list(self._beside.values())
+        try:
+            for writer in beside:
                 if not writer.close():
                     self._say_not_synced(writer)
-            # The disk may have space again, and this is the last chance.
-            events.retry_now()
+        finally:
             said: dict[str, Any] = {"exitcode": exit_code}
             if error:
-                said["error"] = error[-_ERROR_MAX_CHARS:]
-            if not events.append_encoded("exit", *self._encoded_privately(said), time.time_ns() // 1000):
+                said["error"] = without_secrets(error)[-_ERROR_MAX_CHARS:]
+            # The disk may have space again, and this is the last chance.
+            events.retry_now()
+            if not events.end("exit", *self._encoded_privately(said), time.time_ns() // 1000):
                 self._say_dropped(events)
             if not events.close():
                 self._say_not_synced(events)
-            self._lost = self.dropped
-            self._events = None
-            self._beside.clear()
-            with self._piece_lock:
-                if self._piece is not None:
-                    self._piece.release()
-                    self._piece = None
-            if self._mirror is not None:
-                self._mirror.close()
-            if exit_code == 0:
-                auto_resume.forget(self._wished.root, self.project, self.id)
+
+    def _let_go(self) -> None:
+        """Be no run of this process any more."""
+        self._is_finished = True
+        self._ended.update(self._writers())
+        self._events = None
+        self._beside.clear()
+        with self._piece_lock:
+            piece = self._piece
+            if piece is not None:
+                piece.release()
+            self._piece = None
         ending.ended(self)
-        if self._lost and not self.disabled:
-            self._say(f"{self._lost:,} records of {self.path} could not be written and are lost.")
-        if sync_timeout is not None and events is not None:
-            self._wait_for_acks(sync_timeout)
+        self._is_over = True
+        mirror, self._mirror = self._mirror, None
+        if mirror is not None:
+            mirror.close()
 
     def get_url(self) -> str | None:
         """`url`, by its older name."""
@@ -626,7 +674,8 @@ class Run:
         if error is None or (isinstance(error, SystemExit) and not error.code):
             self.finish(0)
         else:
-            self.finish(1, error=ending.in_words(error))
+            code = ending.exit_code_of(error) if isinstance(error, SystemExit) else 1
+            self.finish(code, error=ending.in_words(error))
 
     def __repr__(self) -> str:
         return f"<eventlog.Run {self.path} in {str(self.dir)!r}>"
@@ -638,8 +687,9 @@ class Run:
         store = Store(self.dir, is_durable=self._durability != "none")
         self._capture: Capture | None = None
         self._files = RunFiles(
-            self.id, store, lambda: self._writer_of("files"), self._drop_file, self._say_once
+            self.id, store, lambda: self._writer_of("files"), self._drop_file, self._say_once, self._key
         )
+        self._state.begin_anew()
         self._opening = threading.RLock()
         self._piece_lock = threading.RLock()
         self._stop = threading.Event()
@@ -647,29 +697,38 @@ class Run:
 
     def _begin(self, piece: Piece) -> StreamWriter:
         """Make `piece` this process's, write its `start`, and keep it alive; or raise `OSError`."""
+        events: StreamWriter | None = None
+        self._stop = stop = threading.Event()
         try:
             events = StreamWriter(
                 piece.dir, self._identity.log_id, piece.writer, piece.token, "events", self._durability
             )
-        except OSError:
+            self._facts = facts(VERSION, self._wished.facts, self._wished.with_git)
+            start = {
+                "config": redacted(self.config.as_dict()),
+                **{key: redacted(value) for key, value in self._about.items()},
+                **({"wandb": self._for_wandb} if self._for_wandb else {}),
+                "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "resumed": self.resumed,
+                "step": self._step,
+                "runtime_s": self._runtime_s,
+                **self._facts,
+            }
+            if not events.append_encoded("start", *self._encoded_privately(start), time.time_ns() // 1000):
+                raise OSError(errno.EIO, events.trouble)
+            self._start_keeper(piece)
+        except BaseException:
+            # Also Ctrl-C, for which looking around in a large repository leaves time: nobody else would let go.
+            stop.set()
+            if events is not None:
+                events.close()
             piece.abandon()
             raise
-        self._facts = facts(VERSION, self._wished.facts, self._wished.with_git)
-        start = {
-            "config": redacted(self.config.as_dict()),
-            **{key: redacted(value) for key, value in self._about.items()},
-            **({"wandb": self._for_wandb} if self._for_wandb else {}),
-            "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "resumed": self.resumed,
-            "step": self._step,
-            "runtime_s": self._runtime_s,
-            **self._facts,
-        }
-        if not events.append_encoded("start", *self._encoded_privately(start), time.time_ns() // 1000):
-            events.close()
-            piece.abandon()
-            raise OSError(errno.EIO, events.trouble)
         self._piece, self._events = piece, events
+        self._state.read_again = partial(self._read_summary_again, events, piece.writer)
+        return events
+
+    def _start_keeper(self, piece: Piece) -> None:
         keeper = threading.Thread(target=self._keep, args=(piece,), name=f"eventlog {self.id}", daemon=True)
         try:
             keeper.start()
@@ -677,14 +736,11 @@ class Run:
             self._say_once(
                 "keep", f"the log of {self.path} is synced when it is finished, and not each second: {error}."
             )
-        return events
 
     def _open(self) -> StreamWriter | None:
         """Return the writer of events; claim a piece if this process (a forked child) has none; None if it cannot."""
         if self._is_finished:
-            raise UsageError(
-                f"run {self.id!r} is finished. Log before finish(), or begin another run with eventlog.init()."
-            )
+            raise self._finished()
         if self.disabled:
             return None
         with self._opening:
@@ -706,6 +762,11 @@ class Run:
             self._lost += 1
             return None
 
+    def _finished(self) -> UsageError:
+        return UsageError(
+            f"run {self.id!r} is finished. Log before finish(), or begin another run with eventlog.init()."
+        )
+
     def _writers(self) -> list[StreamWriter]:
         events = self._events
         return [*([] if events is None else [events]), *self._beside.values()]
@@ -721,7 +782,7 @@ class Run:
             piece, events = self._piece, self._events
             if stream not in self._beside and piece is not None and events is not None:
                 try:
-                    self._beside[stream] = StreamWriter(
+                    opened = StreamWriter(
                         piece.dir,
                         self._identity.log_id,
                         piece.writer,
@@ -731,6 +792,10 @@ class Run:
                         # What such a stream dropped is said in the events, which somebody always reads.
                         on_drop=lambda reason: events.owe_gap(f"{stream}: {reason}"),
                     )
+                    self._beside[stream] = opened
+                    if self._is_ending:
+                        opened.close()
+                        raise self._finished()
                 except OSError as error:
                     self._lost += 1
                     events.owe_gap(f"{stream}: {error.strerror}")
@@ -764,6 +829,7 @@ class Run:
                 continue
             try:
                 self._sync_and_look()
+                self.config.catch_up()
                 if self._capture is not None:
                     self._capture.flush()
                 if time.monotonic() >= heartbeat_at_s:
@@ -772,6 +838,8 @@ class Run:
                         if self._piece is piece:
                             piece.heartbeat(time.time_ns() // 1000)
             except Exception as error:  # noqa: BLE001 - the top of a thread: without it, nothing would be synced
+                if stop.is_set():
+                    return
                 self._say_once(
                     "keep", f"looking after the log of {self.path} failed: {error!r}. It is tried again."
                 )
@@ -814,7 +882,9 @@ class Run:
 
     def _record(self, kind: str, data: Mapping[str, Any]) -> None:
         events = self._events or self._open()
-        if events is not None and not events.append(kind, data):
+        if events is None:
+            return
+        if not events.append_encoded(kind, *self._encoded_privately(data), time.time_ns() // 1000):
             self._say_dropped(events)
 
     def _change(self, changed: dict[str, Any]) -> None:
@@ -842,18 +912,32 @@ class Run:
     def _log_watched(self, histograms: Mapping[str, Any]) -> None:
         # The last passes may come when the run has ended, and in the middle of somebody's backward().
         if histograms and not self._is_finished:
-            self.log(histograms, commit=False)
+            with suppress(UsageError):
+                self.log(histograms, commit=False)
 
-    def _define_in_summary(self, name: str, words: list[str], overwrite: bool) -> None:
-        asks_for_more = self._state.asks_for_more(name, words, overwrite)
-        if not asks_for_more or self._piece is None:
-            self._state.define(name, words, overwrite)
-            return
-        # The values that were logged before count too, and only the log has them.
-        state, writer = SummaryState(keeps_all=True), self._piece.writer
-        for record in read(self.dir, writer=None if writer in primaries(self.dir) else writer):
-            state.take(record)
-        self._state.become(state)
+    def _read_summary_again(self, events: StreamWriter, writer: str) -> None:
+        """Make the summary of the log: statistics that were asked for late need the values before."""
+        with events.lock:
+            before_seq = events.next_seq
+            self._state.remember_what_follows()
+        state: SummaryState | None = None
+        try:
+            found = SummaryState(keeps_all=True)
+            names = primaries(self.dir)
+            for name in names if writer in names else [writer]:
+                for record in read(self.dir, writer=name):
+                    if name == writer and record.seq >= before_seq:
+                        break
+                    found.take(record)
+            state = found
+        except (OSError, EventlogError) as error:
+            self._say_once(
+                "summary",
+                f"the log of {self.path} cannot be read ({error}): run.summary has no statistics of what was logged "
+                "before they were asked for. W&B gets all of them.",
+            )
+        finally:
+            self._state.become(state)
 
     def _start_capture(self, wanted: Wanted) -> None:
         """Record what is printed, how busy the machine is, and what the run runs with."""
@@ -864,24 +948,21 @@ class Run:
         self._capture.start()
 
     def _record_console(self, source: str, text: str) -> None:
-        writer = self._writer_of("console")
-        if writer is None:
-            return
-        encoded, as_text = self._encoded_privately({"source": source, "text": text})
-        if not writer.append_encoded("console", encoded, as_text, time.time_ns() // 1000):
-            self._say_dropped(writer)
+        encoded, as_text = self._encoded_privately({"source": source, "text": without_secrets(text)})
+        # What is printed while the run ends is for the terminal alone, and fails no `print`.
+        with suppress(UsageError):
+            writer = self._writer_of("console")
+            if writer is not None and not writer.append_encoded(
+                "console", encoded, as_text, time.time_ns() // 1000
+            ):
+                self._say_dropped(writer)
 
     def _record_config(self, changes: dict[str, Any]) -> None:
         self._record_privately("config", changes)
 
     def _record_privately(self, kind: str, data: Mapping[str, Any]) -> None:
         """Record what a person wrote, without the secrets in it."""
-        events = self._events or self._open()
-        if events is None:
-            return
-        encoded, as_text = self._encoded_privately(redacted(data))
-        if not events.append_encoded(kind, encoded, as_text, time.time_ns() // 1000):
-            self._say_dropped(events)
+        self._record(kind, redacted(data))
 
     def _record_summary(
         self, changes: list[tuple[tuple[str, ...], Any]], deleted: list[tuple[str, ...]]
@@ -895,8 +976,13 @@ class Run:
         )
 
     def _encoded_privately(self, data: Mapping[str, Any]) -> tuple[bytes, list[TextMark]]:
-        encoded, as_text = encode_data(data)
-        return without_key(encoded, self._api_key), as_text
+        return self._privately(*encode_data(data))
+
+    def _privately(self, encoded: bytes, as_text: list[TextMark]) -> tuple[bytes, list[TextMark]]:
+        """Return what was encoded without the W&B key of this process."""
+        if self._key is None or self._key not in encoded:
+            return encoded, as_text
+        return without_key(encoded, self._key), marks_without_key(as_text, self._key)
 
     # ── words ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -924,13 +1010,11 @@ class Run:
         )
 
     def _wait_for_acks(self, timeout_s: float) -> None:
-        from eventlog import on_wandb
-
         if not roots.daemon_is_watching():
             self._say(f"no syncd runs on this host: `syncd sync {self.dir}` uploads the run.")
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
-            if on_wandb.is_complete(self.dir):
+            if self._asked_of_syncd("is_complete"):
                 return
             time.sleep(_ACK_POLL_S)
         self._say(

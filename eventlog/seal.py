@@ -19,12 +19,13 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-from eventlog.cursor import Cursor, cursors
-from eventlog.parquet import TEMPORARY, Brief, Unreadable, Writing, is_intact
+from eventlog.cursor import Cursor, cursors, unreadable
+from eventlog.parquet import BRIEF_MAX_BYTES, TEMPORARY, Brief, Unreadable, Writing, is_intact
 from eventlog.piece import (
     closed,
     hold,
@@ -33,8 +34,26 @@ from eventlog.piece import (
     ran_here,
     sync_directory,
 )
-from eventlog.reader import Damage, StreamReader, end_of_segment, newest_first, writers
-from eventlog.segment import STREAMS, Sealed, Segment, primary_number, rank_of_writer, sealed_in, segments_in
+from eventlog.reader import (
+    CHUNK_BYTES,
+    OPEN_FLAGS,
+    Damage,
+    StreamReader,
+    end_of_segment,
+    newest_first,
+    writers,
+)
+from eventlog.record import BadLine
+from eventlog.segment import (
+    STREAMS,
+    Header,
+    Sealed,
+    Segment,
+    primary_number,
+    rank_of_writer,
+    sealed_in,
+    segments_in,
+)
 
 # So much of a log makes one row group: some 50,000 values, and 20 MB while it is made.
 ROW_GROUP_BYTES = 2 * 1024 * 1024
@@ -44,6 +63,8 @@ SEALED_FROM_BYTES = 1024 * 1024 * 1024
 # each merge writes all of them again.
 MERGED_MAX_BYTES = 256 * 1024 * 1024
 MERGED_AT_ONCE = 8
+# A header has some 250 bytes.
+_HEADER_MAX_BYTES = 4096
 _LOCK_FILE = "seal.lock"
 _GAP = "the records are missing"
 
@@ -85,14 +106,16 @@ def seal(run_dir: Path, progress: Callable[[int], object] = lambda size: None) -
 
 
 def to_seal(run_dir: Path) -> int:
-    """Return how many bytes of segments `seal` would seal."""
-    return sum(
-        _size(run_dir / writer / segment.name)
-        for writer in writers(run_dir)
-        for is_closed in [_is_closed(run_dir, writer)]
-        for stream in STREAMS
-        for segment in _unsealed(run_dir / writer, stream, is_closed)
-    )
+    """Return how many bytes of segments `seal` would seal; none where that cannot be seen."""
+    with suppress(OSError):
+        return sum(
+            _size(run_dir / writer / segment.name)
+            for writer in writers(run_dir)
+            for is_closed in [_is_closed(run_dir, writer)]
+            for stream in STREAMS
+            for segment in _unsealed(run_dir / writer, stream, is_closed)
+        )
+    return 0
 
 
 def _is_closed(run_dir: Path, writer: str) -> bool:
@@ -126,17 +149,37 @@ def _unsealed(piece_dir: Path, stream: str, is_closed: bool) -> list[Segment]:
     return [
         segment
         for segment, next_seq in zip(segments, _ends(piece_dir, segments), strict=True)
-        if segment.first_seq < next_seq and not any(_holds(each, segment, next_seq) for each in sealed)
+        if segment.first_seq != next_seq and not any(_holds(each, segment, next_seq) for each in sealed)
     ]
 
 
-def _ends(piece_dir: Path, segments: list[Segment]) -> list[int]:
-    """Return the seq after the last record of each segment; what follows may begin further on, where some are missing."""
-    return [end_of_segment(piece_dir, segment) or segment.first_seq for segment in segments]
+def _ends(piece_dir: Path, segments: list[Segment]) -> list[int | None]:
+    """Return the seq after the last record of each segment, and None where that is not known.
+
+    What follows may begin further on, where some are missing.
+    """
+    ends = [end_of_segment(piece_dir, segment) for segment in segments]
+    return [
+        segment.first_seq if end is None and _is_without_records(piece_dir / segment.name) else end
+        for segment, end in zip(segments, ends, strict=True)
+    ]
 
 
-def _holds(sealed: Sealed, segment: Segment, next_seq: int) -> bool:
-    return sealed.first_seq <= segment.first_seq and next_seq <= sealed.next_seq
+def _is_without_records(path: Path) -> bool:
+    """Whether nothing was ever committed there but a header; False where that cannot be seen."""
+    with suppress(OSError, BadLine), open(os.open(path, OPEN_FLAGS), "rb") as file:
+        beginning = file.read(_HEADER_MAX_BYTES)
+        if not beginning:
+            return True
+        Header.decode(beginning.partition(b"\n")[0])
+        file.seek(0)
+        return sum(part.count(b"\n") for part in iter(partial(file.read, CHUNK_BYTES), b"")) == 1
+    return False
+
+
+def _holds(sealed: Sealed, segment: Segment, next_seq: int | None) -> bool:
+    # Of what cannot be read nobody knows whether anything else holds it.
+    return next_seq is not None and sealed.first_seq <= segment.first_seq and next_seq <= sealed.next_seq
 
 
 def _batches(piece_dir: Path, segments: list[Segment]) -> Iterator[list[Segment]]:
@@ -183,14 +226,16 @@ def _seal_batch(piece_dir: Path, batch: list[Segment], outcome: Outcome) -> None
 
 
 def _write(piece_dir: Path, stream: str, first_seq: int, limit_seq: int | None) -> Sealed | Damage | None:
-    """Write the records from one seq to before another as a sealed segment; return it, or the damage in the way."""
+    """Write the records from one seq to before another as a sealed segment; return it, or what is in the way."""
     reader = StreamReader(piece_dir, stream, first_seq)
     writing: Writing | None = None
     try:
         while True:
             chunk = reader.read(ROW_GROUP_BYTES)
             if chunk.blocked is not None:
-                raise OSError(chunk.blocked)
+                assert reader.place is not None
+                at = reader.next_seq
+                return Damage(piece_dir / reader.place[0], 0, at, at - 1, chunk.blocked)
             damage = [d for d in chunk.damage if limit_seq is None or d.first_seq < limit_seq]
             has_all = not chunk.more or (limit_seq is not None and reader.next_seq >= limit_seq)
             if has_all and limit_seq is None:
@@ -223,7 +268,7 @@ def _note(outcome: Outcome, piece_dir: Path, sealed: Sealed | None, batch: list[
 
 def _merge(piece_dir: Path, stream: str, is_closed: bool, outcome: Outcome) -> None:
     sealed = sealed_in(os.listdir(piece_dir), stream)
-    sizes = {each: _size(piece_dir / each.name) for each in sealed}
+    sizes = {each: _weight(piece_dir, each) for each in sealed}
     for group in mergeable(sealed, sizes, 2 if is_closed else MERGED_AT_ONCE):
         merged = _write(piece_dir, stream, group[0].first_seq, group[-1].next_seq)
         if not isinstance(merged, Sealed):
@@ -232,6 +277,12 @@ def _merge(piece_dir: Path, stream: str, is_closed: bool, outcome: Outcome) -> N
         _remove_covered(piece_dir)
         before = {piece_dir / each.name for each in group}
         outcome.sealed = [path for path in outcome.sealed if path not in before] + [piece_dir / merged.name]
+
+
+def _weight(piece_dir: Path, sealed: Sealed) -> int:
+    """Return how much of `MERGED_MAX_BYTES` it takes up: their briefs become one as well, which may not become too long."""
+    brief = _size(piece_dir / sealed.brief_name) * MERGED_MAX_BYTES // BRIEF_MAX_BYTES
+    return max(_size(piece_dir / sealed.name), brief)
 
 
 def mergeable(sealed: list[Sealed], sizes: dict[Sealed, int], at_least: int) -> list[list[Sealed]]:
@@ -296,12 +347,12 @@ class Verdict:
 def clean(run_dir: Path, dry_run: bool = False) -> list[Verdict]:
     """Remove the segments that are sealed and that no sink waits for; return what became of each.
 
-    With `dry_run` nothing is touched.
+    With `dry_run` nothing is touched, and another process may be sealing.
     """
     verdicts: list[Verdict] = []
     bound = list(cursors(run_dir))
     for writer in writers(run_dir):
-        with _alone(run_dir / writer) as is_alone:
+        with nullcontext(True) if dry_run else _alone(run_dir / writer) as is_alone:
             found = list(_verdicts(run_dir, writer, bound))
             if not is_alone:
                 found = [replace(verdict, kept_because="another process is sealing it") for verdict in found]
@@ -322,6 +373,7 @@ def _verdicts(run_dir: Path, writer: str, bound: list[Cursor]) -> Iterator[Verdi
     has_exit = _has_exit(piece_dir)
     # Whether somebody may hold the last segment open, where neither an `exit` nor the lock tells us.
     may_come_back = not has_exit and not ran_here(lock_text(piece_dir))
+    lost_cursor = unreadable(run_dir)
     for stream in STREAMS:
         segments, sealed = segments_in(names, stream), sealed_in(names, stream)
         intact: dict[Sealed, bool] = {}
@@ -331,10 +383,14 @@ def _verdicts(run_dir: Path, writer: str, bound: list[Cursor]) -> Iterator[Verdi
             reason: str | None = None
             if is_last and not (is_closed or has_exit):
                 reason = "it is being written"
+            elif next_seq is None:
+                reason = "no record of it can be read: `eventlog verify` says why"
             elif holder is None:
                 reason = "it is not sealed: `eventlog seal` seals it, or says why not"
             elif is_last and may_come_back:
                 reason = "its writer on another machine never said that it ended"
+            elif lost_cursor is not None and stream != "trajectories":
+                reason = f"{lost_cursor.name} cannot be read: nobody knows what its sink has acknowledged"
             elif (sink := _who_waits(run_dir, writer, stream, next_seq, bound)) is not None:
                 reason = f"{sink} has not acknowledged all of it"
             else:
@@ -352,6 +408,11 @@ def _who_waits(run_dir: Path, writer: str, stream: str, next_seq: int, bound: li
         return None
     rank = 0 if primary_number(writer) is not None else rank_of_writer(writer)
     order = primaries(run_dir) if rank == 0 else [writer]
+    begun = {cursor.sink.base_url for cursor in bound if cursor.rank == rank}
+    others = {cursor.sink.base_url for cursor in bound} - begun
+    if others and (rank == 0 or (rank is not None and _has_ranks_uploaded(run_dir))):
+        # Other ranks are on their way there, and this one will be.
+        return min(others)
     for cursor in bound:
         if cursor.rank != rank:
             continue
@@ -363,6 +424,13 @@ def _who_waits(run_dir: Path, writer: str, stream: str, next_seq: int, bound: li
         if (there, place["seq"]) < (here, next_seq):
             return cursor.sink.base_url
     return None
+
+
+def _has_ranks_uploaded(run_dir: Path) -> bool:
+    """Whether each rank is a run of its own at the sinks: the run's first `start` says so."""
+    names = primaries(run_dir)
+    start = StreamReader(run_dir / names[0]).first() if names else None
+    return start is not None and start.data.get("upload_ranks") == "all"
 
 
 # ── shared ───────────────────────────────────────────────────────────────────────────────────────────────────

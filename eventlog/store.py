@@ -59,28 +59,36 @@ class Store:
         """
         dir_fd = self._open_directory()
         try:
-            if may_link and isinstance(content, Path):
-                stored = digests(content)
-                if self._holds(dir_fd, stored) or _is_linked(content, stored.sha256, dir_fd):
-                    return stored
-            # In one pass: a file that changes meanwhile is stored as what was read of it, under the right name.
-            unnamed = f".{os.urandom(8).hex()}"
-            fd = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
-            try:
-                stored = _read_through(content, fd)
-                if not self._holds(dir_fd, stored):
-                    if self._is_durable:
-                        os.fsync(fd)
-                    os.rename(unnamed, stored.sha256, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-            finally:
-                os.close(fd)
-                with suppress(FileNotFoundError):
-                    os.unlink(unnamed, dir_fd=dir_fd)
+            linked = self._linked(content, dir_fd) if may_link and isinstance(content, Path) else None
+            stored = linked or self._copied(content, dir_fd)
         finally:
             os.close(dir_fd)
         if self._is_durable:
             sync_directory(self._run_dir / FILES_DIR)
         return stored
+
+    def _linked(self, path: Path, dir_fd: int) -> Stored | None:
+        stored = digests(path)
+        is_there = self._holds(dir_fd, stored)
+        if not is_there and _is_linked(path, stored.sha256, dir_fd):
+            is_there = self._holds(dir_fd, stored)
+        return stored if is_there else None
+
+    def _copied(self, content: Content, dir_fd: int) -> Stored:
+        # In one pass: a file that changes meanwhile is stored as what was read of it, under the right name.
+        unnamed = f".{os.urandom(8).hex()}"
+        fd = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+        try:
+            stored = _read_through(content, fd)
+            if not self._holds(dir_fd, stored):
+                if self._is_durable:
+                    os.fsync(fd)
+                os.rename(unnamed, stored.sha256, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+            return stored
+        finally:
+            os.close(fd)
+            with suppress(FileNotFoundError):
+                os.unlink(unnamed, dir_fd=dir_fd)
 
     def _open_directory(self) -> int:
         directory = self._run_dir / FILES_DIR
@@ -118,6 +126,18 @@ def _is_linked(path: Path, name: str, dir_fd: int) -> bool:
         # On another file system, of another owner, or there is a wrong one: it is copied.
         return False
     return True
+
+
+def copied(source: Path, to: Path) -> Stored:
+    """Copy a file to a name that is not there yet, and say what it was; or raise `OSError` and leave nothing."""
+    fd = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        return _read_through(source, fd)
+    except BaseException:
+        os.unlink(to)
+        raise
+    finally:
+        os.close(fd)
 
 
 def digests(content: Content) -> Stored:

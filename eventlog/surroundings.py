@@ -15,9 +15,8 @@ import os
 import signal
 import subprocess
 import threading
-import time
 
-from eventlog.redact import without_credentials, without_key
+from eventlog.redact import key_in_bytes, without_credentials, without_key
 
 # A larger one holds data, not code.
 PATCH_MAX_BYTES = 10 * 1024 * 1024
@@ -34,8 +33,9 @@ def requirements() -> str:
     found: dict[str, str] = {}
     for n, distribution in enumerate(distributions()):
         if n % _AT_ONCE == 0:
-            # Somebody trains meanwhile, and has the interpreter only while nothing is to be done here.
-            time.sleep(_PAUSE_S)
+            # Somebody trains meanwhile, and has the interpreter only while nothing is to be done here. Not by
+            # `time.sleep`, which fails where a library fakes the clock.
+            threading.Event().wait(_PAUSE_S)
         try:
             # Not `distribution.metadata`: the parser of mails takes five times as long, for what is not asked.
             text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
@@ -92,7 +92,7 @@ def patch(timeout_s: float = _PATCH_TIMEOUT_S) -> bytes | None:
     if git.returncode != 0 or not found or len(found) > PATCH_MAX_BYTES:
         return None
     clean = without_credentials(found.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
-    return without_key(clean, os.environ.get("WANDB_API_KEY"))
+    return without_key(clean, key_in_bytes(os.environ.get("WANDB_API_KEY")))
 
 
 def _kill_group(git: subprocess.Popen[bytes]) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 INTERVAL_S = 15.0
+_STOP_WAIT_S = 5.0
 _MIB = 1024**2
 _GIB = 1024**3
 # What a GPU does for this process is told under this name as well, if the process uses it.
@@ -58,9 +59,10 @@ class System:
             return
         self._pid = 0
         self._stopped.set()
-        # Whoever writes has looked at `_stopped` before; from now on, nobody does.
-        with self._writing:
-            pass
+        # Whoever writes has looked at `_stopped` before; from now on, nobody does. Not for ever: a signal handler may
+        # stop it in the middle of a `log` that the sample waits for, and which refuses the sample once the run has ended.
+        if self._writing.acquire(timeout=_STOP_WAIT_S):
+            self._writing.release()
 
     def _run(self, stopped: threading.Event, writing: threading.RLock) -> None:
         try:

@@ -25,9 +25,6 @@ from eventlog.media import AddsFiles, Keeper, Value, media_path
 from eventlog.not_yet import say_once
 from eventlog.record import json_of
 
-# What W&B shows of a run's table, and of an artifact's.
-_ROWS_MAX = 10_000
-_ARTIFACT_ROWS_MAX = 200_000
 # A longer vector would be a file of its own there.
 _VECTOR_MAX = 150
 _LOG_MODES = ("IMMUTABLE", "MUTABLE", "INCREMENTAL")
@@ -37,6 +34,9 @@ class Table(Value):
     """Rows under named columns; a cell may be an image or other media."""
 
     type = "table"
+    # What W&B shows of a run's table, and of an artifact's; scripts set them.
+    MAX_ROWS = 10_000
+    MAX_ARTIFACT_ROWS = 200_000
 
     def __init__(
         self,
@@ -168,17 +168,27 @@ class Table(Value):
         }
 
     def _file(self) -> bytes:
+        if len(self.data) > self.MAX_ROWS:
+            say_once(
+                "a table",
+                f"of {len(self.data):,} rows is shown with its first {self.MAX_ROWS:,}; its artifact has more. "
+                "Table.MAX_ROWS is how many are shown.",
+            )
         # Cell by cell: a None or NaN costs only its own cell the shortest form of floats.
-        rows = (",".join(json_of(_file_cell(cell)) for cell in row) for row in self.data[:_ROWS_MAX])
+        rows = (",".join(json_of(_file_cell(cell)) for cell in row) for row in self.data[: self.MAX_ROWS])
         data = ",".join(f"[{row}]" for row in rows)
         return f'{{"columns":{json_of(self.columns)},"data":[{data}]}}'.encode("utf-8", "replace")
 
     def in_artifact(self, artifact: AddsFiles) -> dict[str, Any]:
-        if len(self.data) > _ARTIFACT_ROWS_MAX:
+        if len(self.data) > self.MAX_ARTIFACT_ROWS:
             say_once(
-                "a table", f"is cut to {_ARTIFACT_ROWS_MAX:,} rows, as W&B does: it had {len(self.data):,}."
+                "a table in an artifact",
+                f"is cut to {self.MAX_ARTIFACT_ROWS:,} rows, as W&B does: it had {len(self.data):,}. "
+                "Table.MAX_ARTIFACT_ROWS is how many are kept.",
             )
-        data = [[_artifact_cell(cell, artifact) for cell in row] for row in self.data[:_ARTIFACT_ROWS_MAX]]
+        data = [
+            [_artifact_cell(cell, artifact) for cell in row] for row in self.data[: self.MAX_ARTIFACT_ROWS]
+        ]
         # Sorted by name in the file, which numbers and texts together cannot be.
         is_mixed = len(set(map(type, self.columns))) > 1
         names = map(str, self.columns) if is_mixed else self.columns
@@ -201,6 +211,14 @@ class Table(Value):
                 "a Table that was logged",
                 'and is changed afterwards stays there as it was. Make it with log_mode="MUTABLE" to log it again.',
             )
+
+
+def of_dataframe(frame: Any) -> Table:
+    """Return a data frame as a table; where a column holds values of several types, with columns of any type."""
+    try:
+        return Table(dataframe=frame)
+    except TypeError:
+        return Table(dataframe=frame, allow_mixed_types=True)
 
 
 def is_dataframe(value: Any) -> bool:

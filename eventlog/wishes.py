@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +73,12 @@ _VARIABLES = {
     "sync_tensorboard": ("WANDB_SYNC_TENSORBOARD",),
     "upload_ranks": ("EVENTLOG_UPLOAD_RANKS",),
 }
+# Of these, a blank is no wish: it is what the flag of a script is that nobody gave.
+_TEXTS = frozenset({"project", "entity", "name", "notes", "group", "job_type"})
+# What W&B's service takes, as its client checks it.
+_NOT_IN_A_PROJECT, _PROJECT_MAX_CHARS = "/\\#?%:", 128
+_NOT_IN_AN_ID = ":;,#?/'"
+_TAG_MAX_CHARS = 64
 
 
 class Wishes(NamedTuple):
@@ -113,7 +119,10 @@ def wishes(arguments: Mapping[str, Any], settings: Settings, environ: Mapping[st
     not_done = _not_done(asked)
     if sweep_id:
         not_done |= asked.leave_to_the_sweep()
-    run_id = _text("id", asked.argument("id"))
+    run_id = asked.argument("id")
+    if isinstance(run_id, str) and not run_id.strip():
+        raise ValueError(f"id is blank: {run_id!r}. Leave it out, or give one.")
+    run_id = _text("id", run_id)
     resume = _one_of("resume", asked.argument("resume"), _RESUMES)
     if resume == "must" and run_id is None:
         raise ValueError('resume="must" needs to know which run: give its id, or set WANDB_RUN_ID.')
@@ -123,13 +132,16 @@ def wishes(arguments: Mapping[str, Any], settings: Settings, environ: Mapping[st
     if durability not in DURABILITIES:
         raise ValueError(f"durability is one of {', '.join(DURABILITIES)}, not {durability!r}.")
     with_git = not _is_true("disable_git", asked.setting("disable_git"))
+    project, about = _text("project", asked.argument("project")), _about(asked, sweep_id)
+    if about["mode"] != "disabled":
+        not_done |= _refused_by_wandb(project, run_id, about["tags"] or ())
     return Wishes(
-        project=_text("project", asked.argument("project")),
+        project=project,
         entity=_text("entity", asked.argument("entity")),
         run_id=run_id,
         is_id_in_the_call=asked.is_in_the_call("id"),
         name=_text("name", asked.argument("name")),
-        about=_about(asked, sweep_id),
+        about=about,
         resume=resume,
         reinit=_one_of("reinit", asked.argument("reinit"), _REINITS),
         root=_root(asked),
@@ -188,8 +200,10 @@ class _Asked:
         return said
 
     def _in_the_call(self, name: str) -> Any:
-        found = self._arguments.get(name)
-        return self._settings.get(self._setting_of.get(name, "")) if found is None else found
+        for found in (self._arguments.get(name), self._settings.get(self._setting_of.get(name, ""))):
+            if found is not None and not (name in _TEXTS and isinstance(found, str) and not found.strip()):
+                return found
+        return None
 
 
 def _about(asked: _Asked, sweep_id: str | None) -> dict[str, Any]:
@@ -218,6 +232,31 @@ def _not_done(asked: _Asked) -> dict[str, str]:
             "is not done: the process that began the run writes its history, and any other "
             "writes beside it. Its records are kept and can be queried."
         )
+    return said
+
+
+def _refused_by_wandb(project: str | None, run_id: str | None, tags: Sequence[str]) -> dict[str, str]:
+    """Return a sentence for each name that the log takes and W&B does not.
+
+    >>> list(_refused_by_wandb("a/b", "r1", ["ok", "x" * 65]))
+    ["init(project='a/b')", "init(tags=['xxxxxxxxxxxx…'])"]
+    """
+    said = {}
+    if project and (len(project) > _PROJECT_MAX_CHARS or set(_NOT_IN_A_PROJECT) & set(project)):
+        said[f"init(project={project!r})"] = (
+            f"is logged, and W&B will refuse it: a project there has up to {_PROJECT_MAX_CHARS} characters, "
+            f"and none of {' '.join(_NOT_IN_A_PROJECT)}."
+        )
+    if run_id and (run_id != run_id.strip() or set(_NOT_IN_AN_ID) & set(run_id)):
+        said[f"init(id={run_id!r})"] = (
+            f"is logged, and W&B will refuse it: an id there has none of {' '.join(_NOT_IN_AN_ID)}, "
+            "and no blank at its ends."
+        )
+    for tag in tags:
+        if len(tag) > _TAG_MAX_CHARS:
+            said[f"init(tags=['{tag[:12]}…'])"] = (
+                f"is logged, and W&B will refuse it: a tag there has up to {_TAG_MAX_CHARS} characters."
+            )
     return said
 
 
@@ -313,7 +352,7 @@ def _text(what: str, value: Any) -> str | None:
     if not isinstance(value, str):
         raise TypeError(f"{what} is a string, not {value!r}.")
     if not value.strip():
-        raise ValueError(f"{what} is blank: {value!r}. Leave it out, or give a name.")
+        return None
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -322,8 +361,9 @@ def _text(what: str, value: Any) -> str | None:
 
 
 def _one_of(what: str, value: Any, words: Mapping[Any, Any]) -> Any:
+    """Return what a word stands for; a variable's may be written in capitals."""
     try:
-        return words[value]
+        return words[value.strip().lower() if isinstance(value, str) else value]
     except (KeyError, TypeError):
         known = ", ".join(repr(word) for word in words)
         raise ValueError(f"{what} is one of {known}, not {value!r}.") from None

@@ -15,6 +15,8 @@ Invariants
   nobody can vouch for one of them, it never says so again.
 * `append` never waits for a disk: what waits is `sync`, which another thread calls (`durability="always"` is the
   exception that the caller asked for).
+* Once `end` or `close` has begun, nothing is written but the last record. Whoever logs beside it was before it, or gets
+  `UsageError`, also the call that a signal handler cut in on to end the stream.
 
 A signal handler may log in the middle of a `log` of its thread, at any bytecode, and Ctrl-C may end one there. No lock
 helps against one's own thread, so what is in memory is believed only if it was stored by the call that began last;
@@ -38,6 +40,7 @@ from typing import Any
 
 import orjson
 
+from eventlog.errors import UsageError
 from eventlog.record import LINE_MAX_BYTES, BadLine, TextMark, encode_data, frame_record, unframe
 from eventlog.segment import ROTATE_AGE_S, ROTATE_BYTES, Header, Segment
 
@@ -159,6 +162,9 @@ class StreamWriter:
         self._is_writing = False
         # Set while the current segment is exchanged: a signal handler that logs just then is counted as dropped.
         self._is_moving = False
+        self._is_ended = False
+        # Ended in the middle of a `write` of this thread, which is still to find out.
+        self._is_cut_off = False
         self._retry_at_s = 0.0
         self._rewrite_at_s = 0.0
         self._rewrite_pause_s = RETRY_S
@@ -166,6 +172,12 @@ class StreamWriter:
     @property
     def next_seq(self) -> int:
         return self._at[0]
+
+    @property
+    def is_cut_in_on(self) -> bool:
+        """Whether this is asked in the middle of a `write` of this thread, by a signal handler."""
+        with self.lock:
+            return self._is_writing
 
     @property
     def is_dirty(self) -> bool:
@@ -216,6 +228,9 @@ class StreamWriter:
         told = (kind, data, as_text, time_us, step, commit)
         try:
             self._is_writing = True
+            # Asked only now: whoever ends the stream before this finds nobody writing, and after it, somebody.
+            if self._is_ended:
+                raise _ended()
             return self._write_nested(told) if is_nested else self._write_outermost(told)
         except _TooLong:
             return self._drop(f"a record is over the limit of {LINE_MAX_BYTES:,} bytes")
@@ -286,21 +301,35 @@ class StreamWriter:
                     if not self._sync_segment(segment):
                         return False
                 if current is None or current.synced_seq >= before_seq:
-                    return True
+                    return not (self._is_ended and self._is_unsure)
                 return self._sync_segment(current, upto)
             finally:
                 self._is_syncing = False
         finally:
             self._sync_lock.release()
 
+    def end(self, kind: str, data: bytes, as_text: list[TextMark], time_us: int) -> bool:
+        """Write the stream's last record, which nothing comes after; say whether it is in the log.
+
+        Who comes second writes nothing.
+        """
+        return self._end((kind, data, as_text, time_us, None, False))
+
     def close(self) -> bool:
-        """Sync (unless durability is "none") and let go of the files; say whether all is durable."""
+        """End the stream, sync it (unless durability is "none") and let go of the files; say whether all is durable."""
+        with self.lock:
+            self._end(None)
+            if self._is_writing:
+                # A signal handler, in the middle of a write, which then goes on and keeps its files.
+                return not self._remembers or self.sync()
         is_durable = self.sync() if self._remembers else True
+        # For whoever made a record, and has still to ask for its sync.
+        self._is_unsure = self._is_unsure or not is_durable
         if not self._sync_lock.acquire(timeout=_SYNC_WAIT_S):
             return False
         try:
             with self.lock:
-                # A signal handler may close in the middle of a write or sync, which then goes on: it keeps its files.
+                # Likewise in the middle of a sync.
                 if not self._is_writing and not self._is_syncing:
                     self.abandon_after_fork()
         finally:
@@ -344,6 +373,65 @@ class StreamWriter:
         if self._is_moving or self._at[2] is None:
             return self._drop(self.trouble or "a signal handler logged while a segment was being opened")
         return self._put(self._begin(), told) or self._drop(self.trouble or "the write failed")
+
+    def _end(self, last: _Told | None) -> bool:
+        with self.lock:
+            if self._is_ended:
+                return True
+            is_nested = self._is_writing
+            self._is_ended = True
+            try:
+                self._is_writing = True
+                if last is None:
+                    return True
+                if not is_nested:
+                    return self._write_outermost(last)
+                at = self._begin()
+                is_written = self._write_apart(at[0], last) if at[2] is None else self._put(at, last)
+                return is_written or self._drop(self.trouble or "the write failed")
+            finally:
+                self._is_writing = is_nested
+                if is_nested:
+                    self._cut_off()
+
+    def _cut_off(self) -> None:
+        """Let the `write` that this cuts in on find its stream ended, even if it stands just before its `write(2)`."""
+        self._is_cut_off = True
+        # Its mark is not the latest any more: it looks at what became of its line.
+        segment = self._begin()[2]
+        if segment is None:
+            return
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            fd = os.open(segment.name, flags, dir_fd=self._dir_fd)
+        except OSError:
+            # No descriptor is free, or the file is deleted: then what can be neither written nor read.
+            self._is_unsure = True
+            os.dup2(self._dir_fd, segment.fd, inheritable=False)
+        else:
+            # Under the same number, which thus cannot become another file's.
+            os.dup2(fd, segment.fd, inheritable=False)
+            _close(fd)
+
+    def _write_apart(self, seq: int, told: _Told) -> bool:
+        """Write the last record into a segment of its own: the call that this cuts in on is about to open one."""
+        kind, data, as_text, time_us, step, commit = told
+        try:
+            segment, _ = self._create(seq, self._clock_s())
+            try:
+                _write_whole(
+                    segment.fd, frame_record(seq, time_us, kind, data, as_text, step=step, commit=commit)
+                )
+                if self._remembers:
+                    self._force(segment)
+            except OSError:
+                self._discard(segment)
+                raise
+        except OSError as error:
+            self.trouble = _in_words(error)
+            return False
+        _close(segment.fd)
+        return True
 
     def _begin(self) -> _At:
         """Return how far the log is, under a new mark, which `_at` does not carry until the write is done.
@@ -391,6 +479,8 @@ class StreamWriter:
             # A signal handler has logged since `at` was read: before our write, and it has our seq, or after it.
             if self._is_first(segment, end, seq, line):
                 return True
+            if self._is_cut_off:
+                raise _ended()
             # Readers pass over a line whose seq another one had first.
             at = self._begin()
 
@@ -462,9 +552,16 @@ class StreamWriter:
                 self._close_old()
         finally:
             self._is_moving = False
+        if self._is_cut_off and self._at[3] is mark:
+            # The stream was ended before the new segment was the current one: its last record is elsewhere.
+            self._leave()
+            self._open.remove(opened)
+            is_next = False
         if not is_next:
             # A signal handler logged into the old segment: the new one's name would lie.
             self._discard(opened)
+        if self._is_cut_off:
+            raise _ended()
         return self._begin()
 
     def _create(self, first_seq: int, now_s: float) -> tuple[_OpenSegment, int]:
@@ -625,6 +722,10 @@ class StreamWriter:
             self._is_unsure = True
             return False
         return True
+
+
+def _ended() -> UsageError:
+    return UsageError("the run is finished. Log before finish(), or begin another run with eventlog.init().")
 
 
 def _records_in(data: bytes) -> Iterator[tuple[int, bytes]]:

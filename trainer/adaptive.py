@@ -71,7 +71,7 @@ def draw_sample(rng: random.Random, family: str, n_tokens: int = N_TOKENS) -> Sa
     length = rng.randint(*FAMILIES[family])
     nodes = rng.sample(range(N_NODES), N_NODES)
     n_links = rng.randint(length + 1, min(N_NODES, n_tokens))
-    links = list(zip(nodes[:length], nodes[1 : length + 1], strict=True)) + [(nodes[length], nodes[length])]
+    links = [*itertools.pairwise(nodes[: length + 1]), (nodes[length], nodes[length])]
     for node in nodes[length + 1 : n_links]:
         links.append((node, node if rng.random() < _DECOY_ENDS else rng.randrange(N_NODES)))
     background = [(_BACKGROUND, N_NODES + rng.randrange(N_BACKGROUNDS)) for _ in range(n_tokens - n_links)]
@@ -106,7 +106,7 @@ class Ran:
     asked: bool  # whether each layer was asked how sure it is
 
 
-class _Layer(nn.Module):
+class _Layer(nn.Module):  # type: ignore[misc]
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self._n_heads = shape.heads
@@ -130,11 +130,10 @@ class _Layer(nn.Module):
         query, key, value = packed.view(B, T, 3, self._n_heads, H // self._n_heads).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias_B1TT)
         hidden_BTH = hidden_BTH + self.attended(mixed.transpose(1, 2).reshape(B, T, H))
-        hidden_BTH = hidden_BTH + self.mlp(self.mlp_norm(hidden_BTH))
-        return hidden_BTH
+        return hidden_BTH + self.mlp(self.mlp_norm(hidden_BTH))
 
 
-class AdaptiveModel(nn.Module):
+class AdaptiveModel(nn.Module):  # type: ignore[misc]
     """Token 0 is the question (the start node); half of a token's embedding is its key, half its value."""
 
     def __init__(self, shape: Shape) -> None:
@@ -187,9 +186,9 @@ class AdaptiveModel(nn.Module):
         """Answer one sample with these knobs; they must be within the model's."""
         assert 1 <= knobs.depth <= self.shape.layers
         assert 1 <= knobs.tokens <= len(sample.tokens)
-        return self._run(sample, knobs, exits=knobs.exit < 1.0)
+        with torch.inference_mode():
+            return self._run(sample, knobs, exits=knobs.exit < 1.0)
 
-    @torch.inference_mode()
     def _run(self, sample: Sample, knobs: Knobs, *, exits: bool) -> Ran:
         question_BH, tokens_BNH, importance_BN = self.embed([sample])
         if knobs.tokens < len(sample.tokens):
@@ -197,7 +196,7 @@ class AdaptiveModel(nn.Module):
             tokens_BNH, importance_BN = tokens_BNH[:, kept_N], importance_BN[:, kept_N]
         hidden_BTH, bias_B1TT = _with_question(question_BH, tokens_BNH, importance_BN)
         depth = 0
-        for layer in self.blocks[: knobs.depth]:  # type: ignore[misc]
+        for layer in self.blocks[: knobs.depth]:
             hidden_BTH = layer(hidden_BTH, bias_B1TT)
             depth += 1
             if exits and depth < knobs.depth:
@@ -250,7 +249,12 @@ def train_from_nothing(shape: Shape, steps: int, seed: int) -> AdaptiveModel:
                     group["lr"] = group["full_lr"] * factor
                 optimiser.step()
                 optimiser.zero_grad()
-    return model.eval().requires_grad_(False)
+    return _frozen(model)
+
+
+def _frozen(model: AdaptiveModel) -> AdaptiveModel:
+    model.eval().requires_grad_(False)
+    return model
 
 
 def _loss(model: AdaptiveModel, samples: Sequence[Sample]) -> Tensor:
@@ -298,7 +302,15 @@ def load(directory: Path) -> AdaptiveModel:
     path = directory / FILE_NAME
     try:
         return from_plain(torch.load(path, weights_only=True))
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        pickle.UnpicklingError,
+    ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{str(path)!r} is not an adaptive model that can be read: {reason}. "
@@ -315,14 +327,14 @@ def from_plain(kept: Mapping[str, Any]) -> AdaptiveModel:
     with torch.random.fork_rng(devices=[]):
         model = AdaptiveModel(Shape(**kept["shape"]))
     model.load_state_dict(kept["weights"])
-    return model.eval().requires_grad_(False)
+    return _frozen(model)
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 # Tokens are paid for in blocks, as in batched kernels; so the table is short.
 TOKEN_BLOCK = 8
-REPEATS = 12
+REPEATS = 24
 WARM_UPS = 3
 # What one core of a laptop does; only proportions matter, since budgets are relative to the full model.
 MACS_PER_MS = 1e7
@@ -379,9 +391,10 @@ def measure(model: AdaptiveModel, clock: Callable[[], float] = time.perf_counter
             for kind in order.sample(kinds, len(kinds)):
                 # A confidence of 2 is never reached: every layer is asked, and all are run.
                 knobs = Knobs(kind.layers, 2.0, kind.tokens)
-                started_s = clock()
-                model._run(sample, knobs, exits=kind.asked)
-                taken_s = clock() - started_s
+                with torch.inference_mode():
+                    started_s = clock()
+                    model._run(sample, knobs, exits=kind.asked)
+                    taken_s = clock() - started_s
                 if repeat >= WARM_UPS:
                     least_s[kind] = min(least_s[kind], taken_s)
     finally:

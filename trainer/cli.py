@@ -338,6 +338,32 @@ def _table_of(values: Mapping[str, Any]) -> Table:
     return table
 
 
+@main.group()
+def data() -> None:
+    """Make data sets."""
+
+
+@data.command("emails")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=Path("enron_emails.db"), show_default=True
+)
+def data_emails(source: Path, output: Path) -> None:
+    """Make a database that can be searched, of a maildir tree, an mbox or a JSONL file.
+
+    \b
+    trainer data emails maildir/ -o enron_emails.db
+    trainer train email_agent --data enron_emails.db --model-name Qwen/Qwen2.5-3B-Instruct
+    """
+    from trainer.data import emails
+
+    with _refusals(), Console(highlight=False).status("reading mails …") as status:
+        made = emails.create(
+            emails.read(source), output, lambda so_far: status.update(f"read {so_far.n_read:,} mails …")
+        )
+    click.echo(f"{output}: {made.in_words()}")
+
+
 @contextmanager
 def _refusals() -> Iterator[None]:
     """Turn what is refused into a sentence and exit code 2."""

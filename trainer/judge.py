@@ -172,10 +172,10 @@ class HttpJudge:
     ) -> None:
         parts = urlsplit(url)
         try:
-            port = parts.port
+            port, usable = parts.port, parts.scheme in ("http", "https") and bool(parts.hostname)
         except ValueError:
-            port = None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+            port, usable = None, False
+        if not usable:
             raise SettingsError(
                 f"the judge's address is {url!r}; it must be like 'http://localhost:8002/v1': "
                 "the base of an OpenAI-compatible server."
@@ -183,7 +183,7 @@ class HttpJudge:
         self._connection_type = (
             http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         )
-        self._host, self._port = parts.hostname, port
+        self._host, self._port = parts.hostname or "", port
         self._path = parts.path.rstrip("/") + "/chat/completions"
         self._model = model
         self._prompts = prompts or JudgePromptLoader()

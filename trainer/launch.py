@@ -121,7 +121,7 @@ def launch(recipe: Recipe, request: Request, console: Console) -> Outcome:
                 settings=settings,
                 task=task,
                 problems=problems,
-                engine=_engine(settings, state),
+                engine=_engine(settings, state, checkpoints),
                 checkpoints=checkpoints,
                 progress=Progress(name, console if is_first else None, run_dir=Path(run.dir)),
                 collectors=collectors,
@@ -359,11 +359,18 @@ def _warmed_up(
     )
 
 
-def _engine(settings: Settings, state: State) -> Engine:
+def _engine(settings: Settings, state: State, checkpoints: Path) -> Engine:
     if settings.engine == "transformers":
         return TransformersEngine(state.model, end_id=state.chat.end_id, pad_id=state.chat.pad_id)
     from trainer.policy.vllm import VLLMEngine
 
     return VLLMEngine(
-        settings.vllm_url, settings.model_name, end_id=state.chat.end_id, timeout_s=settings.vllm_timeout_s
+        settings.vllm_url,
+        settings.model_name,
+        end_id=state.chat.end_id,
+        temperature=settings.temperature,
+        max_length=settings.max_length,
+        # Beside the checkpoints: where a server can see it, and not in a temporary directory of this machine.
+        adapters=checkpoints / "adapters",
+        timeout_s=settings.vllm_timeout_s,
     )

@@ -222,17 +222,22 @@ def train(course: Course, state: State) -> float | None:
 def evaluate(course: Course, state: State, at: At) -> Metrics:
     """Return what greedy decoding of the held-out problems says; draws nothing from the random generators."""
     course.progress.evaluating(at, len(course.problems.held_out))
-    trajectories = course.compute.gather(
-        play(
-            course.compute.share(course.problems.held_out),
-            course.task,
-            state.chat,
-            course.engine,
-            limits_of(course.settings),
-            temperature=0.0,
-            concurrency=course.settings.concurrency,
-        )
+    numbered = course.compute.share(list(enumerate(course.problems.held_out)))
+    mine = play(
+        [problem for _, problem in numbered],
+        course.task,
+        state.chat,
+        course.engine,
+        limits_of(course.settings),
+        temperature=0.0,
+        concurrency=course.settings.concurrency,
     )
+    for (number, _), trajectory in zip(numbered, mine, strict=True):
+        trajectory.id = trajectory.group = f"eval.{at.global_step}.{number}"
+        trajectory.policy_version = state.totals.optimiser_steps
+        trajectory.info = {**trajectory.info, "split": "eval"}
+    _log_trajectories(course, mine, at)
+    trajectories = course.compute.gather(mine)
     row = eval_metrics(trajectories)
     for collector in course.watching:
         row |= collector.of_evaluation(at, trajectories)
@@ -280,6 +285,7 @@ def _rollout(course: Course, state: State, at: At) -> list[Trajectory]:
             trajectory.group = f"{at.batch_step}.{number}"
             trajectory.id = f"{at.batch_step}.{number}.{member}"
             trajectory.policy_version = state.totals.optimiser_steps
+            trajectory.info = {**trajectory.info, "split": "train"}
         graded = [t for t in group if t.exception is None and t.reward is not None]
         rewards = torch.tensor([[t.reward for t in graded]], dtype=torch.float64)
         advantages = group_advantages(rewards, settings.variant)[0].tolist()  # type: ignore[arg-type]

@@ -2,16 +2,17 @@
 
     program ─▶ unshare (no network) ─▶ setpriv (user nobody) ─▶ python: limits, then the program ─▶ Outcome
 
-Guaranteed, on Linux and macOS: the program has a process, a session and a directory of its own, which are gone when
-`run` returns; an empty environment; limits on wall and CPU seconds, memory and the size of a file. It passes only by
-running to its end: leaving early (`exit`, `os._exit`) or printing something does not count.
+Guaranteed: the program has a process, a session and a directory of its own, which are gone when `run` returns; an
+empty environment; limits on wall and CPU seconds, on the size of a file and, but for macOS, on memory. It passes only
+by running to its end: leaving early (`exit`, `os._exit`) or printing something does not count.
 
-Where the system lets us (`isolation()` says what was found, by trying it): no network, as root or where users may make
-name spaces; no further processes or threads, and nobody's rights, as root with `setpriv`, or as any other user.
+Where the system lets us (`isolation()` says so, by trying to get out): no network, as root or where users may make name
+spaces; no further processes or threads; nobody's rights in place of root's, with `setpriv`.
 
-Not guaranteed: reading files that everybody may read; filling the disk with many small files; a process that, where
-they are possible at all, left the group; and an answer that searches its own interpreter's memory for the word that
-means "passed". This keeps out what a model writes by accident, not a person who means to break out.
+Not guaranteed: that it reads no file which everybody may read, nor disturbs another program in the sandbox; that many
+small files do not fill the disk; that a process, where there can be more than one, did not leave the group; and that
+it does not search its interpreter's memory for the word that means "passed". This keeps out what a model writes by
+accident, not a person who means to break out.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import secrets
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -96,15 +98,25 @@ def run(program: str, limits: Limits | None = None) -> Outcome:
 
 @functools.cache
 def isolation() -> str:
-    """Say in words what keeps a program in, on this machine."""
-    wrapper = _wrapper()
-    parts = [
-        "no network" if "unshare" in " ".join(wrapper) else "network not cut off",
-        "no processes, the user nobody" if "setpriv" in " ".join(wrapper)
-        else "processes not limited" if os.getuid() == 0
-        else "no processes, this user's rights",
-    ]  # fmt: skip
-    return ", ".join(parts)
+    """Say in words what keeps a program in on this machine: by trying to get out."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        no_network = _is_refused(f"import socket; socket.create_connection({server.getsockname()!r}, 5)")
+    no_processes = _is_refused("import os; os.fork() or os._exit(0)")
+    return ", ".join(
+        [
+            "no network" if no_network else "network not cut off",
+            "no processes" if no_processes else "processes not limited",
+            "the user nobody"
+            if _is_refused(f"import os; assert os.getuid() == {os.getuid()}")
+            else "this user",
+        ]
+    )
+
+
+def _is_refused(program: str) -> bool:
+    error = run(program).error
+    # A machine too busy to run it at all has refused nothing.
+    return error is not None and "Error" in error
 
 
 def _run(program: str, limits: Limits, wrapper: Sequence[str]) -> Outcome:
@@ -114,9 +126,9 @@ def _run(program: str, limits: Limits, wrapper: Sequence[str]) -> Outcome:
         Path(directory, "program.py").write_text(program, encoding="utf-8", errors="replace")
         if "setpriv" in " ".join(wrapper):
             os.chown(directory, NOBODY, NOBODY)
+        numbers = [str(n) for n in (limits.cpu_s, limits.memory_bytes, limits.file_bytes)]
         process = subprocess.Popen(
-            [*wrapper, sys.executable, "-I", "-S", "-c", _BOOT]
-            + [str(limits.cpu_s), str(limits.memory_bytes), str(limits.file_bytes)],
+            [*wrapper, sys.executable, "-I", "-S", "-c", _BOOT, *numbers],
             cwd=directory,
             env={"PATH": os.defpath, "HOME": directory, "LANG": "C.UTF-8"},
             bufsize=0,

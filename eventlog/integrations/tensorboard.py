@@ -39,7 +39,7 @@ import orjson
 from eventlog.importers.tfrecord import frame
 from eventlog.media import Audio, Histogram, Image, Media
 from eventlog.not_yet import say
-from eventlog.record import encode_data
+from eventlog.record import DEPTH_MAX, encode_data
 from eventlog.redact import redacted
 from eventlog.store import Content, Stored
 
@@ -205,11 +205,11 @@ def _begun_s(names: Sequence[str]) -> Iterator[int]:
             yield int(match[1])
 
 
-def _flat(data: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
+def _flat(data: Mapping[str, Any], above: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
     for key, value in data.items():
         name = f"{above}{key}"
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}/")
+        if isinstance(value, Mapping) and depth < DEPTH_MAX:
+            yield from _flat(value, f"{name}/", depth + 1)
         else:
             yield name, value
 

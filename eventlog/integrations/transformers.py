@@ -6,8 +6,9 @@
 
 Invariants
 ----------
-* One callback, one run. It is the run that is active, else one that this begins; only that one is finished here: when
-  `train`, `evaluate` or `predict` is over. What the Trainer says later continues it.
+* One callback, one run. It is the run that is active, else one that this begins. That one stays open when `train`,
+  `evaluate` or `predict` is over, as with transformers' own callback: for what the script itself logs then. It ends with the
+  process, or when another callback's training begins.
 * Only the first process of all logs, unless `upload_ranks` is "all"; trajectories come from the first process alone,
   which has those of all.
 * All processes stop at the same step.
@@ -163,7 +164,7 @@ class EventlogCallback(TrainerCallback):
 
     def _leave_unless_training(self) -> None:
         if not self._is_training:
-            self._held.finish()
+            self._held.leave()
 
     def _is_stopped(self, args: Any, state: Any) -> bool:
         """Say whether somebody pressed Stop: on all processes at the same step, or those left would wait for ever."""

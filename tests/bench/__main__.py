@@ -16,6 +16,7 @@ import click
 from rich.console import Console
 
 from tests.bench import (
+    decoding,
     log_cost,
     reading,
     seal_cost,
@@ -35,6 +36,7 @@ PARTS: dict[str, tuple[Measure, ...]] = {
     "log": (log_cost.rows, stalls.rows, start.rows, threads.rows, trajectory.rows),
     "seal": (seal_cost.rows, reading.rows),
     "sync": (sync_cost.rows,),
+    "train": (decoding.rows,),
     "wandb-runs": (wandb_runs.rows,),
 }
 # Enough to see that all of it still runs; its numbers say little.

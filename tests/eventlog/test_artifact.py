@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import wandb
 
@@ -178,3 +182,91 @@ def test_a_tables_artifact_is_named_as_wandb_names_it():
 
     for key in ("table", "eval/table 1", "tür"):
         assert run_table("r1", key).name == sanitize_artifact_name(f"run-r1-{key}")
+
+
+def stored(run: eventlog.Run) -> dict[str, bytes]:
+    """The content of all artifacts of a run, by their paths."""
+    found = {}
+    for record in eventlog.read(run.dir, "files"):
+        if record.kind == "artifact":
+            manifest = orjson.loads((run.dir / "files" / record.data["manifest"]).read_bytes())
+            found |= {
+                path: (run.dir / "files" / each["sha256"]).read_bytes() for path, each in manifest.items()
+            }
+    return found
+
+
+def test_a_file_is_in_the_artifact_as_it_was_when_it_was_added(tmp_path: Path):
+    run = eventlog.init(project="demo", root=tmp_path, quiet=True)
+    artifact = eventlog.Artifact("checkpoints", "model")
+    for epoch in range(2):
+        Path("ckpt.pt").write_text(f"weights of epoch {epoch}")
+        artifact.add_file("ckpt.pt", name=f"epoch{epoch}.pt")
+    os.unlink("ckpt.pt")
+    Path("sound.wav").write_bytes(b"first")
+    artifact.add(eventlog.Audio("sound.wav"), "sound")
+    Path("sound.wav").write_bytes(b"second")
+
+    run.log_artifact(artifact)
+    run.finish()
+
+    content = stored(run)
+    assert (content["epoch0.pt"], content["epoch1.pt"]) == (b"weights of epoch 0", b"weights of epoch 1")
+    assert [each for path, each in content.items() if path.endswith(".wav")] == [b"first"]
+    assert run.dropped == 0
+
+
+def test_a_file_of_a_temporary_directory_is_kept(tmp_path: Path):
+    artifact = eventlog.Artifact("tmp", "model")
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "best.pt").write_text("best weights")
+        artifact.add_dir(directory)
+
+    run = eventlog.init(project="demo", root=tmp_path, quiet=True)
+    run.log_artifact(artifact)
+    run.finish()
+
+    assert stored(run) == {"best.pt": b"best weights"}
+
+
+def test_the_copies_take_no_space_again_and_go_with_the_artifact(tmp_path: Path):
+    run = eventlog.init(project="demo", root=tmp_path, quiet=True)
+    artifact = eventlog.Artifact("n", "t")
+    artifact.add_file("data/a.txt")
+    (copy,) = (entry.content for entry in artifact.entries.values())
+    assert isinstance(copy, Path)
+
+    run.log_artifact(artifact)
+
+    (content,) = (path for path in (run.dir / "files").iterdir() if path.is_file() and path.samefile(copy))
+    del artifact
+    gc.collect()
+    assert not copy.parent.exists()
+    assert content.read_text() == "a"
+    run.finish()
+
+
+def test_a_file_that_nobody_changes_is_not_copied_before_it_is_logged():
+    artifact = eventlog.Artifact("n", "t")
+
+    artifact.add_file("data/a.txt", policy="immutable")
+
+    assert [entry.content for entry in artifact.entries.values()] == [Path("data/a.txt").absolute()]
+    with pytest.raises(ValueError, match="mutable, immutable"):
+        artifact.add_file("data/a.txt", policy="now")
+
+
+def test_a_file_that_cannot_be_copied_is_taken_as_it_will_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    artifact = eventlog.Artifact("n", "t")
+    with artifact.new_file("first"):
+        pass
+    (made,) = (entry.content for entry in artifact.entries.values())
+    assert isinstance(made, Path)
+    shutil.rmtree(made.parent.parent)
+
+    artifact.add_file("data/a.txt")
+
+    assert artifact.entries["a.txt"].content == Path("data/a.txt").absolute()
+    assert "it could not be copied (No such file" in capsys.readouterr().err

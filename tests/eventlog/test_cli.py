@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from click.testing import CliRunner, Result
 
 import eventlog
 from eventlog.cli import main
+from eventlog.overview import follow_run
+from eventlog.reader import StreamReader
 from tests.logs import HandmadePiece, handmade_run, resumed
 
 PROJECT = Path(__file__).parents[2]
@@ -172,6 +177,82 @@ def test_show_counts_damage(tmp_path: Path):
     assert "1 damaged places" in call(tmp_path, "show", "run").stdout
 
 
+def test_show_counts_damage_at_the_very_end_of_a_dead_writer_too(tmp_path: Path):
+    # faults: 7
+    log = finished_run(tmp_path)
+    log.overwrite(log.offset_of(6) + 30, b"#")
+
+    assert "1 damaged places" in call(tmp_path, "show", "run").stdout
+
+
+def test_an_integer_of_any_length_is_shown(tmp_path: Path):
+    log = handmade_run(tmp_path)
+    log.log(step=0, n=10**5000)
+    log.die()
+
+    for command in ("show", "tail"):
+        result = call(tmp_path, command, "run")
+
+        assert (result.exit_code, "0x" in result.stdout) == (0, True)
+
+
+# ── what cannot be read ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Path:
+    """A root with three runs, of which the second has a piece that cannot be listed, whoever asks."""
+    for run_id in ("a", "b", "c"):
+        finished_run(tmp_path, run_id)
+    piece_dir = tmp_path / "demo" / "b" / "main-0001"
+    piece_dir.rename(tmp_path / "aside")
+    piece_dir.symlink_to(piece_dir)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["ls", "verify", "clean"])
+def test_a_run_that_cannot_be_read_is_said_to_be_and_the_others_are_seen_to(refused: Path, command: str):
+    # faults: 34
+    result = call(refused, command)
+
+    assert result.exit_code == 1
+    assert "demo/b is left out: " in result.stderr
+    seen = {each["run"] for each in objects(call(refused, command, "--json"))}
+    assert seen == {"demo/a", "demo/c"}
+
+
+@pytest.mark.parametrize("command", ["show", "tail"])
+def test_what_cannot_be_read_of_one_run_is_said_in_words(refused: Path, command: str):
+    result = call(refused, command, "b")
+
+    assert result.exit_code == 1
+    assert "Error: demo/b: " in result.stderr
+
+
+@pytest.mark.parametrize("command", ["show", "tail", "verify"])
+def test_what_needs_pyarrow_says_so_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+):
+    finished_run(tmp_path)
+    call(tmp_path, "seal")
+    call(tmp_path, "clean")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+
+    result = call(tmp_path, command, "run")
+
+    assert result.exit_code == 1
+    assert "pip install 'tidelog[sync]'" in result.stderr
+    assert "1 runs, " not in result.stdout
+
+
+@pytest.mark.parametrize("command", ["verify", "seal", "clean"])
+def test_a_root_that_is_not_there_is_wrong_usage(tmp_path: Path, command: str):
+    result = call(tmp_path / "nowhere", command)
+
+    assert result.exit_code == 2
+    assert "nowhere" in result.stderr
+
+
 # ── which run ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -186,6 +267,12 @@ def test_a_run_is_found_by_its_path(tmp_path: Path):
     finished_run(tmp_path)
 
     assert call(tmp_path / "elsewhere", "show", str(tmp_path / "demo" / "run")).exit_code == 0
+
+
+def test_a_run_is_found_by_an_id_that_is_too_long_for_a_file(tmp_path: Path):
+    finished_run(tmp_path, "l" * 300)
+
+    assert call(tmp_path, "show", "l" * 300).exit_code == 0
 
 
 def test_an_unknown_run_is_wrong_usage_and_the_nearest_are_named(tmp_path: Path):
@@ -280,6 +367,69 @@ def test_following_a_killed_run_ends(tmp_path: Path):
     log.die()
 
     assert call(tmp_path, "tail", "run", "-f").exit_code == 0
+
+
+def test_following_a_run_that_is_deleted_ends_with_a_word(tmp_path: Path):
+    # faults: 39
+    log = handmade_run(tmp_path)
+    following = subprocess.Popen(
+        [sys.executable, "-m", "eventlog", "tail", "run", "-f", "--root", str(tmp_path)],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert following.stdout is not None
+    following.stdout.readline()
+
+    shutil.rmtree(tmp_path / "demo")
+    _, said = following.communicate()
+
+    assert following.returncode == 1
+    assert b"it was deleted or moved" in said
+    log.die()
+
+
+def test_following_what_cannot_be_read_just_now_looks_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # faults: 34
+    log = handmade_run(tmp_path)
+    log.log(step=0)
+    aside = log.segment.with_suffix(".aside")
+    log.segment.rename(aside)
+    slept: list[float] = []
+
+    def sleep(duration_s: float) -> None:
+        slept.append(duration_s)
+        if len(slept) == 3:
+            aside.rename(log.segment)
+            log.log("exit", exitcode=0)
+
+    monkeypatch.setattr("eventlog.overview.time.sleep", sleep)
+    monkeypatch.setattr(StreamReader, "has_grown", lambda reader: True)
+
+    found = list(follow_run(tmp_path / "demo" / "run", "events", None))
+
+    assert len(slept) == 3
+    assert [record.seq for record in found] == [0, 1, 2]
+    log.die()
+
+
+@pytest.mark.parametrize("has_piece", [True, False])
+def test_a_claim_that_nobody_followed_up_is_stale_after_a_while(tmp_path: Path, has_piece: bool):
+    log = handmade_run(tmp_path)
+    log.die()
+    shutil.rmtree(log.piece.dir)
+    if has_piece:
+        log.piece.dir.mkdir()
+    claimed = log.piece.dir if has_piece else log.piece.dir.parent
+
+    (young,) = objects(call(tmp_path, "ls", "--json"))
+    os.utime(claimed, (1_700_000_000, 1_700_000_000))
+    (old,) = objects(call(tmp_path, "ls", "--json"))
+
+    assert (young["state"], old["state"]) == ("live", "stale")
+    assert call(tmp_path, "tail", "-f", "run").exit_code == 0
 
 
 def test_ctrl_c_ends_following_without_a_traceback(tmp_path: Path):
@@ -411,6 +561,64 @@ def test_a_later_format_is_reported_and_the_other_segments_are_read(tmp_path: Pa
 
     assert proof["records"] == 2
     assert "Update tidelog" in proof["damage"][0]["cause"]
+
+
+def test_a_segment_of_another_log_is_damage(tmp_path: Path):
+    # faults: 30
+    log = finished_run(tmp_path, "one")
+    log.segment.write_bytes(finished_run(tmp_path, "two").segment.read_bytes())
+
+    result = call(tmp_path, "verify", "one")
+
+    assert result.exit_code == 1
+    assert "belongs to another log" in result.stdout
+
+
+def test_an_identity_that_cannot_be_read_is_damage(tmp_path: Path):
+    log = finished_run(tmp_path)
+    (log.piece.dir.parent / "run.json").write_bytes(b"not JSON")
+
+    result = call(tmp_path, "verify")
+
+    assert result.exit_code == 1
+    assert "restore the file from a copy" in result.stdout
+
+
+def test_a_piece_that_is_not_there_is_damage(tmp_path: Path):
+    first = finished_run(tmp_path)
+    resumed(first.identity, tmp_path).die()
+    shutil.rmtree(first.piece.dir)
+
+    result = call(tmp_path, "verify")
+
+    assert result.exit_code == 1
+    assert "main-0001: there are later pieces, but not this" in result.stdout
+
+
+def test_a_piece_without_its_events_is_damage_once_it_is_closed(tmp_path: Path):
+    log = finished_run(tmp_path)
+    beside = HandmadePiece(log.identity, log.piece, "console")
+    beside.log("console", source="stdout", text="x")
+    log.segment.unlink()
+
+    result = call(tmp_path, "verify")
+
+    assert result.exit_code == 1
+    assert "it has no events" in result.stdout
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda content: content.write_bytes(b"less")])
+def test_content_that_is_not_there_is_damage(tmp_path: Path, damage: Callable[[Path], object]):
+    with eventlog.init(project="demo", id="run", root=tmp_path, quiet=True) as run:
+        (tmp_path / "notes.txt").write_text("some notes")
+        run.save(str(tmp_path / "notes.txt"), base_path=str(tmp_path))
+    assert call(tmp_path, "verify").exit_code == 0
+    damage(tmp_path / "demo" / "run" / "files" / hashlib.sha256(b"some notes").hexdigest())
+
+    result = call(tmp_path, "verify")
+
+    assert result.exit_code == 1
+    assert "the content of 'notes.txt' is missing" in result.stdout
 
 
 def test_every_command_is_listed_and_explains_itself():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eventlog.cursor import SYNC_DIR, Cursor, Sink, cursors, load, lock, save
+from eventlog.cursor import SYNC_DIR, Cursor, Sink, cursors, load, lock, save, unreadable
 
 SINK = Sink("https://api.wandb.ai", None, "demo", "run")
 
@@ -55,6 +55,7 @@ def test_garbage_is_as_good_as_no_cursor(tmp_path: Path, garbage: bytes):  # fau
 
     assert load(tmp_path, SINK) is None
     assert list(cursors(tmp_path)) == []
+    assert unreadable(tmp_path) == directory / f"{SINK.name}.json"
 
 
 def test_a_cursor_of_a_newer_version_is_not_guessed_at(tmp_path: Path):  # faults: 48
@@ -82,6 +83,7 @@ def test_two_destinations_keep_two_cursors(tmp_path: Path):
     save(tmp_path, Cursor(other, acked={"h": 2}), now_us=1)
 
     assert {cursor.sink: cursor.acked["h"] for cursor in cursors(tmp_path)} == {SINK: 1, other: 2}
+    assert unreadable(tmp_path) is None
 
 
 def test_a_kill_between_the_renames_of_a_durable_save_leaves_two_generations(

@@ -244,11 +244,11 @@ def test_an_artifact_is_a_record_and_its_content_is_stored(tmp_path: Path):
     assert (run.dir / "files" / manifest["model.pt"]["sha256"]).read_bytes() == b"weights"
 
 
-def test_a_file_that_changed_since_it_was_added_is_logged_as_it_is(tmp_path: Path):
+def test_a_file_that_was_said_to_be_immutable_and_changed_is_logged_as_it_is(tmp_path: Path):
     run = begin(tmp_path)
     (tmp_path / "a").write_bytes(b"old")
     artifact = eventlog.Artifact("n", "t")
-    artifact.add_file("a")
+    artifact.add_file("a", policy="immutable")
 
     (tmp_path / "a").write_bytes(b"newer")
     run.log_artifact(artifact)
@@ -330,7 +330,7 @@ def test_an_artifact_of_which_a_file_is_gone_is_not_recorded_and_counted(tmp_pat
     run = begin(tmp_path)
     (tmp_path / "a").write_bytes(b"a")
     artifact = eventlog.Artifact("n", "t")
-    artifact.add_file("a")
+    artifact.add_file("a", policy="immutable")
     (tmp_path / "a").unlink()
 
     run.log_artifact(artifact)

@@ -113,6 +113,22 @@ def test_one_three_and_four_channels_are_images(shape: tuple[int, ...]):
     assert (shown["width"], shown["height"]) == (4, 2)
 
 
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((1, 1, 3), (1, 1)),
+        ((1, 5, 3), (5, 1)),
+        ((5, 1, 4), (1, 5)),
+        ((1, 5, 1), (5, 1)),
+        ((1, 28, 28), (28, 28)),
+    ],
+)
+def test_an_image_may_be_one_pixel_high_or_wide(shape: tuple[int, ...], size: tuple[int, int]):
+    shown, _ = kept(Image(np.zeros(shape, dtype=np.uint8)))
+
+    assert (shown["width"], shown["height"]) == size
+
+
 @pytest.mark.parametrize("data", [np.zeros((2, 4, 2)), np.zeros(4), np.zeros((2, 2, 2, 2)), 7, None, [1]])
 def test_what_is_no_image_is_refused_where_it_is_made(data: Any):
     with pytest.raises(ValueError, match="an image"):

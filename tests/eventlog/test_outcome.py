@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
+import enum
+import gc
+import math
+import sys
+import threading
+import weakref
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eventlog.outcome import SummaryState
-from eventlog.record import Record
+from eventlog.record import Record, as_logged, encode_data
 from syncd.fold import Bases, Fold
 
 numbers = st.integers(-5, 5) | st.floats(-5, 5, width=16)
@@ -88,18 +98,180 @@ def comparable(tree: dict[str, Any]) -> dict[str, Any]:
     return {key: "NaN" if value != value else value for key, value in inner.items() if value != {}}
 
 
-@given(logs.filter(is_known))
-def test_statistics_that_are_asked_for_late_are_those_of_the_whole_log(log: list[Any]):
+@given(logs.filter(is_known), st.integers(0, 25))
+def test_statistics_that_are_asked_for_late_are_those_of_the_whole_log(log: list[Any], looks_at: int):
     records = as_records(log)
     early, late = SummaryState(keeps_all=True), SummaryState()
+    seen = 0
 
-    for record in records:
+    def read_again() -> None:
+        late.remember_what_follows()
+        again = SummaryState(keeps_all=True)
+        for record in records[:seen]:
+            again.take(record)
+        late.become(again)
+
+    late.read_again = read_again
+    for seen, record in enumerate(records, 1):
         early.take(record)
         late.take(record)
-        if record.kind == "define_metric":
-            again = SummaryState(keeps_all=True)
-            for each in records[: record.seq + 1]:
-                again.take(each)
-            late.become(again)
+        if seen == looks_at:
+            assert comparable(late.items) == comparable(early.items)
 
     assert comparable(late.items) == comparable(early.items)
+
+
+def test_the_log_is_read_again_once_and_not_before_somebody_looks():
+    state, reads = logged({"a": 1.0, "b": 3.0, "c": 0.0}), 0
+
+    def read_again() -> None:
+        nonlocal reads
+        reads += 1
+        state.remember_what_follows()
+        again = SummaryState(keeps_all=True)
+        again.take(Record(0, 1, "metrics", {"a": 1.0, "b": 3.0, "c": 0.0}, 0, True))
+        for name in "ab":
+            again.define(name, ["min"], False)
+        # Meanwhile, another thread goes on.
+        log(state, {"a": 0.5, "b": 4.0}, 1)
+        state.become(again)
+
+    state.read_again = read_again
+    state.define("a", ["min"], False)
+    state.define("b", ["min"], False)
+    reads_before_a_look = reads
+    shown = state.copy_of(())
+    state.define("c", ["max"], False)
+
+    assert (reads_before_a_look, reads) == (0, 1)
+    assert shown == {"a": {"min": 0.5}, "b": {"min": 3.0}, "c": 0.0}
+    assert state.items["c"] == {"max": 0.0}
+    assert reads == 1
+
+
+def test_a_log_that_cannot_be_read_again_leaves_what_is_known():
+    state = logged({"a": 1.0})
+    state.read_again = lambda: state.become(None)
+
+    state.define("a", ["min"], False)
+    first = state.items["a"]
+    log(state, {"a": 3.0}, 1)
+
+    assert (first, state.items["a"]) == (1.0, {"min": 3.0})
+
+
+def test_statistics_know_numbers_beyond_those_of_floats():
+    state = SummaryState()
+    state.define("a", ["max", "min"], False)
+
+    for step, value in enumerate((1.0, 10**400, -(10**400))):
+        log(state, {"a": value}, step)
+
+    assert state.items["a"] == {"max": math.inf, "min": -math.inf}
+
+
+@pytest.mark.parametrize(
+    ("value", "change"),
+    [
+        ([1, 2], lambda value: value.append(3)),
+        ({"x": [1]}, lambda value: value["x"].append(3)),
+        ({1, 2}, lambda value: value.add(3)),
+        (np.zeros(2), lambda value: value.fill(7)),
+        (np.zeros(()), lambda value: value.fill(7)),
+    ],
+)
+def test_the_summary_is_what_the_log_says_whatever_becomes_of_the_value(
+    value: Any, change: Callable[[Any], None]
+):
+    state = SummaryState()
+    row = {"v": value, "n": 1}
+    before = as_logged(row)
+
+    log(state, row, 0)
+    change(value)
+
+    assert state.items == before
+
+
+def test_a_row_of_enums_and_dates_is_shown_as_the_log_has_it():
+    state = logged({"e": Phase.TRAIN, "d": datetime.date(2020, 1, 2), "n": 1})
+
+    assert state.items == {"e": "train", "d": "2020-01-02", "n": 1}
+
+
+def test_a_logged_tensor_keeps_nothing_alive():
+    torch = pytest.importorskip("torch")
+    state = SummaryState()
+    weights = torch.nn.Parameter(torch.ones(3))
+    hidden = weights * 2
+    is_alive = weakref.ref(hidden)
+
+    loss = (hidden**2).sum()
+    log(state, {"loss": loss}, 0)
+    del loss, hidden
+    gc.collect()
+
+    assert is_alive() is None
+    assert state.items == {"loss": 12.0}
+
+
+def test_closing_a_row_costs_what_its_own_keys_do():
+    state = SummaryState()
+    state.define("*", ["min"], False)
+    log(state, {f"class/{i}": i for i in range(500)}, 0)
+    calls = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        log(state, {"loss": 1.0}, 1)
+    finally:
+        sys.setprofile(None)
+
+    assert calls < 100
+
+
+def test_threads_may_log_new_keys_while_others_define_and_look():
+    state = SummaryState()
+    state.define("loss*", ["min", "mean"], False)
+    failed: list[BaseException] = []
+
+    def go(number: int) -> None:
+        try:
+            for i in range(300):
+                log(state, {f"loss{number}_{i}": i}, i)
+                state.define(f"other{number}_{i}", ["max"], False)
+                len(state.copy_of(()))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test is to say it
+            failed.append(error)
+
+    switch_interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=go, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(switch_interval_s)
+
+    assert failed == []
+    assert len(state.items) == 1200
+
+
+class Phase(enum.Enum):
+    TRAIN = "train"
+
+
+def log(state: SummaryState, row: dict[str, Any], step: int) -> None:
+    state.take_row(row, *encode_data(row), step, True)
+
+
+def logged(row: dict[str, Any]) -> SummaryState:
+    state = SummaryState()
+    log(state, row, 0)
+    return state

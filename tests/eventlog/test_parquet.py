@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eventlog import parquet
+from eventlog.errors import PyarrowMissing
 from eventlog.parquet import Brief, Unreadable, Writing, is_intact, records_in
 from eventlog.record import Record, decode, encode
 from eventlog.segment import Header, Sealed
@@ -69,6 +71,47 @@ def test_the_brief_says_what_is_in_it(tmp_path: Path):
         69 / 7,
         69,
     )
+
+
+def test_a_brief_stays_short_whatever_its_records_hold(tmp_path: Path):
+    text = "x" * (parquet._BRIEF_DATA_MAX_BYTES + 1)
+    records = [decode(encode(seq, seq, "config", {"prompt": text})[:-1]) for seq in (10, 11)]
+    writing = Writing(tmp_path, HEADER)
+    writing.add(records)
+    sealed = writing.commit()
+    writing.close()
+
+    brief = Brief.load(tmp_path, sealed)
+
+    assert os.path.getsize(tmp_path / sealed.brief_name) < 2000
+    assert [(each.seq, each.kind, each.data) for each in (brief.first, brief.last)] == [
+        (10, "config", {}),
+        (11, "config", {}),
+    ]
+    assert [r for group in records_in(tmp_path, sealed) for r in group] == records
+
+
+def test_what_would_have_a_brief_that_is_not_read_back_gets_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(parquet, "BRIEF_MAX_BYTES", 500)
+    writing = Writing(tmp_path, HEADER)
+    writing.add(some_records(10, 5))
+
+    with pytest.raises(Unreadable, match="2 metrics, too many"):
+        writing.commit()
+
+    writing.close()
+    assert os.listdir(tmp_path) == []
+
+
+def test_that_pyarrow_is_missing_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sealed = sealed_in(tmp_path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+
+    assert Brief.load(tmp_path, sealed).records == 60
+    with pytest.raises(PyarrowMissing, match="pip install"):
+        next(records_in(tmp_path, sealed))
 
 
 def test_others_may_not_read_it_and_nothing_is_left_beside_it(tmp_path: Path):

@@ -17,6 +17,7 @@ from eventlog.piece import (
     claim_secondary,
     closed,
     lock_owner_is_gone,
+    lock_text,
     primaries,
 )
 
@@ -113,6 +114,32 @@ def test_a_child_that_let_the_lock_go_does_not_free_it(tmp_path: Path):  # fault
     assert not closed(tmp_path, piece.writer)
 
 
+@pytest.mark.parametrize("fails", ["fsync", "fdatasync"])
+def test_a_claim_whose_disk_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str):
+    def refuse(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, fails, refuse)
+
+    for claim in (claim_primary, lambda directory: claim_secondary(directory, "fork")):
+        with pytest.raises(OSError, match="Input/output"):
+            claim(tmp_path)
+
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_identity_that_cannot_be_written_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+
+    with pytest.raises(OSError, match="space"):
+        RunIdentity.new("p", "r", None).publish(tmp_path / "run")
+
+    assert os.listdir(tmp_path / "run") == []
+
+
 def test_a_claim_that_fails_leaves_no_directory_and_no_descriptor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -129,3 +156,31 @@ def test_a_claim_that_fails_leaves_no_directory_and_no_descriptor(
 
     assert os.listdir(tmp_path) == []
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_the_text_of_a_lock_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # faults: 57
+    synced: list[str] = []
+    real = os.fdatasync
+
+    def fdatasync(fd: int) -> None:
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+
+    claim_primary(tmp_path).release()
+
+    assert synced == [".lock.new"]
+
+
+@pytest.mark.parametrize("heartbeat", [None, "soon", 1.5, True])
+def test_a_heartbeat_that_is_no_time_counts_as_none(tmp_path: Path, heartbeat: object):
+    piece = claim_primary(tmp_path)
+    text = {"host": "elsewhere", "boot_id": "other", "pid": 1, "heartbeat": heartbeat}
+    (piece.dir / LOCK_FILE).write_bytes(orjson.dumps(text))
+
+    assert lock_text(piece.dir) == text | {"heartbeat": 0}
+    piece.release()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventlog.reader import StreamReader, end_of, find_runs, read
-from eventlog.record import encode
+from eventlog import reader as reader_module
+from eventlog.reader import StreamReader, backwards, end_of, find_runs, read
+from eventlog.record import BadLine, decode, encode
 from tests.logs import HandmadePiece, handmade_run
 
 
@@ -251,6 +254,64 @@ def test_the_end_is_found_without_reading_the_whole(piece: HandmadePiece):
     piece.append(b'{"crc":"torn')
 
     assert end_of(piece.piece.dir) == (6, 1_763_712_000_005_000)
+
+
+def test_growth_that_is_not_read_yet_is_seen_after_a_segment(piece: HandmadePiece):
+    reader = StreamReader(piece.piece.dir)
+    reader.read()
+    piece.new_segment()
+
+    assert reader.has_grown()
+
+
+@given(
+    parts=st.lists(
+        st.one_of(st.integers(0, 120), st.binary(max_size=120), st.integers(1, 400).map(bytes)), max_size=12
+    )
+)
+def test_from_the_end_on_it_finds_what_it_finds_from_the_beginning(parts: list[int | bytes]):
+    # faults: 19
+    content = b"".join(
+        encode(seq, seq, "metrics", {"x": "y" * part}) if isinstance(part, int) else part
+        for seq, part in enumerate(parts)
+    )
+    committed = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
+    expected = []
+    for line in committed:
+        with suppress(BadLine):
+            expected.append(decode(line))
+
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryFile() as file:
+        patch.setattr(reader_module, "TAIL_BYTES", 7)
+        patch.setattr(reader_module, "CHUNK_BYTES", 50)
+        patch.setattr(reader_module, "LINE_MAX_BYTES", 250)
+        file.write(content)
+        file.flush()
+        found = list(backwards(file.fileno()))
+
+    assert found == expected[::-1]
+
+
+@pytest.mark.parametrize("newline", [b"", b"\n"])
+def test_the_end_is_found_before_more_garbage_than_a_line_may_have(
+    piece: HandmadePiece, monkeypatch: pytest.MonkeyPatch, newline: bytes
+):
+    # faults: 19
+    monkeypatch.setattr(reader_module, "LINE_MAX_BYTES", 500)
+    piece.append(bytes(3_000_000) + newline)
+
+    assert end_of(piece.piece.dir)[0] == 6
+
+
+def test_a_segment_that_begins_with_a_record_has_lost_its_header(piece: HandmadePiece):
+    content = piece.segment.read_bytes()
+    piece.segment.write_bytes(content[content.index(b"\n") + 1 :])
+
+    chunk = StreamReader(piece.piece.dir).read()
+
+    assert [record.seq for record in chunk.records] == list(range(6))
+    assert [(found.offset, found.lost) for found in chunk.damage] == [(0, 0)]
+    assert "the header is missing" in chunk.damage[0].cause
 
 
 def test_foreign_files_are_left_alone(piece: HandmadePiece, tmp_path: Path):

@@ -7,6 +7,7 @@ import enum
 import json
 import math
 import uuid
+from collections import deque
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
@@ -60,7 +61,8 @@ def assert_equal_or_lossy(
         assert list(back) == list(named)
         for name, item in named.items():
             assert_equal_or_lossy(item, back[name], (*path, name), lossy)
-    elif isinstance(given_value, (list, tuple)):
+    elif isinstance(given_value, (list, tuple, set)):
+        given_value = list(given_value)
         assert len(back) == len(given_value)
         for i, item in enumerate(given_value):
             assert_equal_or_lossy(item, back[i], (*path, i), lossy)
@@ -191,12 +193,34 @@ def test_a_value_that_cannot_be_stored_never_costs_its_row():
     for _ in range(255):
         deep = [deep]
 
-    row = {"cycle": cycle, "deep": deep, "bytes": b"\xff", "set": {1}, "hostile": Hostile(), "function": len}
+    row = {
+        "cycle": cycle,
+        "deep": deep,
+        "bytes": b"\xff",
+        "object": object(),
+        "hostile": Hostile(),
+        "function": len,
+    }
     record = decode(encode(0, 1, "metrics", {**row, "loss": 0.5})[:-1])
 
     assert record.data["loss"] == 0.5
     assert {path[0] for path in record.lossy} == set(row)
     assert record.data["hostile"] == "<Hostile>"
+
+
+def test_a_set_or_deque_is_a_list_and_bytes_are_their_text():
+    row = {"set": {1}, "frozen": frozenset("a"), "deque": deque([1, {2}]), "range": range(3), "bytes": b"ab"}
+
+    record = decode(encode(0, 1, "metrics", row)[:-1])
+
+    assert record.data == {"set": [1], "frozen": ["a"], "deque": [1, [2]], "range": [0, 1, 2], "bytes": "ab"}
+    assert record.lossy == (("bytes",),)
+
+
+def test_a_range_without_end_is_a_text():
+    record = decode(encode(0, 1, "metrics", {"all": range(10**12)})[:-1])
+
+    assert (record.data["all"], record.lossy) == ("range(0, 1000000000000)", (("all",),))
 
 
 def test_the_last_of_two_keys_that_become_equal_wins_and_is_marked():

@@ -160,6 +160,28 @@ child.communicate(b"go\\n")
     assert (done.returncode, done.stdout) == (0, "late\n")
 
 
+def test_ctrl_c_while_the_end_waits_loses_nothing(tmp_path: Path):
+    # What a child may still print is waited for.
+    script = """
+def interrupt(*args):
+    raise KeyboardInterrupt
+print("from Python", flush=True)
+print("an error", file=sys.stderr, flush=True)
+while any(stream.path.stat().st_size < 5 for stream in redirect._streams):
+    time.sleep(0.01)
+subprocess.Popen.wait = interrupt
+try:
+    redirect.stop()
+except KeyboardInterrupt:
+    os.write(1, b"interrupted\\n")
+"""
+    done = run(tmp_path, script)
+
+    assert (done.returncode, sorted(done.stdout.splitlines())) == (0, ["from Python", "interrupted"])
+    assert kept(tmp_path) == {"stdout": "from Python\n", "stderr": "an error\n"}
+    assert os.listdir(tmp_path) == ["kept"]
+
+
 def test_a_forked_child_leaves_the_parents_streams_alone(tmp_path: Path):
     script = """
 child = os.fork()

@@ -11,6 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import eventlog
-from eventlog import roots
+from eventlog import files, roots, running, writer
 from eventlog.entry import Earlier
-from eventlog.piece import HEARTBEAT_S, LOCK_FILE, RunIdentity, primaries
-from eventlog.reader import read, writers
+from eventlog.errors import ConfigError
+from eventlog.piece import HEARTBEAT_S, LOCK_FILE, RunIdentity, lock_owner_is_gone, primaries
+from eventlog.reader import find_runs, read, writers
 from eventlog.record import Record
 from eventlog.run import step_rule
+from tests.bytecodes import Interrupted, at_bytecode_of, at_every_bytecode
 from tests.logs import handmade_run, resumed
 
 PROJECT = Path(__file__).parents[2]
@@ -236,9 +241,26 @@ def test_the_callers_row_is_not_changed_by_its_media(tmp_path: Path):
     assert row["in"] == {"deep": page}
 
 
+@pytest.mark.parametrize("depth", [300, 600, 5000])
+def test_a_value_nested_deeper_than_any_costs_not_its_row(tmp_path: Path, depth: int):
+    run = begin(tmp_path)
+    eventlog.plot.line(eventlog.Table(columns=["x", "y"]), "x", "y")
+    deep: dict[str, Any] = {}
+    inner = deep
+    for _ in range(depth):
+        inner["a"] = inner = {}
+
+    run.log({"deep": deep, "page": eventlog.Html("x"), "loss": 1.0})
+
+    (record,) = of_kind(run, "metrics")
+    assert (record.data["loss"], record.data["page"]["_type"]) == (1.0, "html-file")
+    assert [path[0] for path in record.lossy] == ["deep"]
+    assert (run.summary["loss"], run.step) == (1.0, 1)
+
+
 def test_a_row_that_is_strange_all_over_keeps_its_media(tmp_path: Path):
     run = begin(tmp_path)
-    row: dict[str, Any] = {"page": eventlog.Html("x"), "set": {1}, "big": 2**70, 3: float("inf")}
+    row: dict[str, Any] = {"page": eventlog.Html("x"), "object": object(), "big": 2**70, 3: float("inf")}
     row["itself"] = row
 
     run.log(row)
@@ -246,7 +268,7 @@ def test_a_row_that_is_strange_all_over_keeps_its_media(tmp_path: Path):
     (record,) = of_kind(run, "metrics")
     assert record.data["page"]["_type"] == "html-file"
     assert (record.data["big"], record.data["3"]) == (2**70, math.inf)
-    assert ("set",) in record.lossy
+    assert ("object",) in record.lossy
 
 
 def test_a_value_that_cannot_be_stored_costs_only_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -333,12 +355,76 @@ def test_a_config_value_is_protected_from_change(tmp_path: Path):
     assert of_kind(run, "config") == []
 
 
-def test_a_container_read_from_the_config_is_a_copy(tmp_path: Path):
-    run = begin(tmp_path, config={"model": {"size": 1}})
+def test_what_is_changed_inside_of_a_config_value_shows_and_is_recorded(tmp_path: Path):
+    run = begin(tmp_path, config={"opt": {"lr": 0.1}, "layers": [1], "seed": 7})
 
-    run.config["model"]["size"] = 2
+    run.config["opt"]["lr"] = 0.5
+    run.config.layers.append((2,))
+    run.config["new"] = 1
+    read = run.config["opt"]
+    run.config["opt"]["wd"] = float("nan")
+    shown = (run.config["opt"]["lr"], run.config.layers, run.config["opt"] is read)
+    run.finish()
 
-    assert run.config["model"] == {"size": 1}
+    assert shown == (0.5, [1, (2,)], True)
+    changes: dict[str, Any] = {}
+    for record in of_kind(run, "config"):
+        changes.update(record.data)
+    assert changes["layers"] == [1, [2]]
+    assert changes["new"] == 1
+    assert changes["opt"]["lr"] == 0.5
+    assert math.isnan(changes["opt"]["wd"])
+    assert "seed" not in changes
+
+
+def test_a_config_value_that_was_only_read_is_not_recorded(tmp_path: Path):
+    run = begin(tmp_path, config={"opt": {"lr": 0.1, "weights": np.arange(3)}, "layers": [1, float("nan")]})
+
+    for value in dict(run.config).values():
+        assert value
+    run.config.as_dict()["opt"]["lr"] = 5
+    run.finish()
+
+    assert of_kind(run, "config") == []
+
+
+def test_a_config_may_hold_what_cannot_be_copied_or_asked(tmp_path: Path):
+    class Unloaded:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("not loaded")
+
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError("not loaded")
+
+        __hash__ = None  # type: ignore[assignment]
+
+    strange = {"lock": threading.Lock(), "later": (i for i in range(3)), "inside": {"lock": threading.Lock()}}
+
+    run = begin(tmp_path, config={**strange, "layers": deque([1, range(2)])})
+    run.config.update({"model": Unloaded(), "in": [Unloaded(), {2}]})
+    run.config.update({"model": Unloaded()}, allow_val_change=True)
+    run.finish()
+
+    start = events(run)[0]
+    assert start.data["config"]["layers"] == [1, [0, 1]]
+    assert set(start.data["config"]) == {*strange, "layers"}
+    assert run.config["layers"] == [1, [0, 1]]
+    assert of_kind(run, "config")[0].data["in"][1] == [2]
+    assert run.config.as_dict()["lock"] is strange["lock"]
+
+
+def test_what_is_locked_stays(tmp_path: Path):
+    run = begin(tmp_path, config={"opt": {"lr": 1, "wd": 0}})
+
+    run.config.update_locked({"seed": 1}, "agent")
+    run.config.merge_locked({"opt": {"lr": 2}}, user="agent", _allow_val_change=True)
+    run.config.update({"seed": 5, "opt": {}}, allow_val_change=True)
+    run.finish()
+
+    assert dict(run.config) == {"opt": {"lr": 2, "wd": 0}, "seed": 1}
+    assert [record.data for record in of_kind(run, "config")] == [{"seed": 1}, {"opt": {"lr": 2, "wd": 0}}]
+    with pytest.raises(ConfigError):
+        begin(tmp_path, config={"a": 1}).config.update_locked({"a": 2})
 
 
 @dataclasses.dataclass
@@ -537,6 +623,31 @@ def test_a_root_that_cannot_be_written_is_an_error_with_the_way_out(tmp_path: Pa
         begin(tmp_path / "file" / "root")
 
 
+@pytest.mark.parametrize("link", ["demo", "demo/run"])
+def test_no_run_is_written_where_nobody_would_find_it(tmp_path: Path, link: str):
+    root, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (root / link).parent.mkdir(parents=True)
+    (root / link).symlink_to(elsewhere)
+
+    for rank in ("0", "1"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RANK", rank)
+            with pytest.raises(eventlog.RootNotWritable, match=r"is a symlink.*elsewhere"):
+                begin(root)
+
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_root_may_be_a_symlink(tmp_path: Path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+
+    begin(tmp_path / "runs").finish()
+
+    assert list(find_runs(tmp_path / "runs")) == [tmp_path / "runs" / "demo" / "run"]
+
+
 def test_init_says_where_the_log_is_and_whether_a_daemon_watches_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -721,17 +832,39 @@ def test_a_finished_run_refuses_to_log(tmp_path: Path):
         ("sys.exit(0)", 0),
         ("sys.exit(7)", 7),
         ("sys.exit('no')", 1),
+        ("sys.exit(256)", 0),
+        ("sys.exit(-1)", 255),
+        ("exit(4)", 4),
+        ("quit()", 0),
+        ("with run: sys.exit(3)", 3),
         ("1/0", 1),
+        ("sys.excepthook = lambda *error: None; 1/0", 1),
+        ("sys.excepthook = lambda *error: None; raise KeyboardInterrupt", 255),
         ("raise KeyboardInterrupt", 255),
         ("run.finish(4)", 4),
         ("os.kill(os.getpid(), 9)", None),
     ],
 )
 def test_the_log_says_how_the_process_ended(tmp_path: Path, ending: str, exitcode: int | None):
-    in_a_process("run = eventlog.init(project='demo', id='run', root=sys.argv[1])\n" + ending, str(tmp_path))
+    begun = "run = eventlog.init(project='demo', id='run', root=sys.argv[1])\n"
+    done = in_a_process(begun + ending, str(tmp_path))
 
     ends = [record.data["exitcode"] for record in of_kind(tmp_path / "demo" / "run", "exit")]
     assert ends == ([] if exitcode is None else [exitcode])
+    if "run" not in ending:
+        assert done.returncode == in_a_process(ending).returncode
+
+
+def test_a_process_that_ctrl_c_ends_dies_of_that_signal(tmp_path: Path):
+    script = "run = eventlog.init(project='demo', id='run', root=sys.argv[1]); run.log({'a': 1})\nraise KeyboardInterrupt"
+
+    done = in_a_process(script, str(tmp_path))
+
+    # A shell's loop, or a launcher, ends with it.
+    assert done.returncode == -signal.SIGINT
+    (end,) = of_kind(tmp_path / "demo" / "run", "exit")
+    assert end.data["exitcode"] == 255
+    assert "KeyboardInterrupt" in end.data["error"]
 
 
 def test_a_signal_handler_may_finish_the_run_and_exit_at_once(tmp_path: Path):
@@ -759,6 +892,208 @@ while True:
         assert done.returncode == 0, done.stderr
         assert set(range(int(done.stdout))) <= set(logged)
         assert events(root / "demo" / "run")[-1].kind == "exit"
+
+
+def test_ctrl_c_while_init_looks_around_leaves_no_piece_behind(tmp_path: Path):
+    # A `git` that takes long, and that somebody has no patience with.
+    git = tmp_path / "bin" / "git"
+    git.parent.mkdir()
+    git.write_text("#!/bin/sh\nkill -INT $PPID\nexec sleep 100\n")
+    git.chmod(0o755)
+    script = """
+try:
+    eventlog.init(project="demo", id="run", root=sys.argv[1], resume="allow", quiet=True)
+except KeyboardInterrupt:
+    print(os.listdir(os.path.join(sys.argv[1], "demo", "run")))
+os.environ["PATH"] = os.environ["PATH"].split(":", 1)[1]
+with eventlog.init(project="demo", id="run", root=sys.argv[1], resume="allow", quiet=True) as run:
+    run.log({"a": 1})
+"""
+
+    done = in_a_process(script, str(tmp_path / "runs"), PATH=f"{git.parent}:{os.environ['PATH']}")
+
+    assert (done.stdout, done.returncode) == ("['run.json']\n", 0), done.stderr
+    assert writers(tmp_path / "runs" / "demo" / "run") == ["main-0001"]
+    assert rows(tmp_path / "runs" / "demo" / "run") == [(0, True, {"a": 1})]
+
+
+class Impatient:
+    """A terminal on which somebody presses Ctrl-C when a word appears."""
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+
+    def write(self, text: str) -> int:
+        if self._word in text:
+            raise KeyboardInterrupt
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def test_ctrl_c_when_init_has_begun_the_run_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stderr", Impatient("is logged in"))
+
+    with pytest.raises(KeyboardInterrupt):
+        begin(tmp_path, quiet=False)
+
+    run_dir = tmp_path / "demo" / "run"
+    assert eventlog.run is None
+    assert lock_owner_is_gone(run_dir / "main-0001")
+    assert events(run_dir)[-1].data["exitcode"] == 255
+
+
+def test_ctrl_c_in_finish_ends_the_run_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    gone = tmp_path / "gone.txt"
+    gone.write_text("saved at the end, and deleted before that")
+    run = begin(tmp_path)
+    run.log({"a": 1})
+    run.log_trajectory(eventlog.Trajectory([]))
+    run.save(str(gone), policy="end")
+    gone.unlink()
+    monkeypatch.setattr(sys, "stderr", Impatient("not there any more"))
+
+    with pytest.raises(KeyboardInterrupt):
+        run.finish(3)
+
+    assert eventlog.run is None
+    assert lock_owner_is_gone(run.dir / "main-0001")
+    assert [record.kind for record in events(run)][-2:] == ["metrics", "exit"]
+    assert events(run)[-1].data["exitcode"] == 3
+    run.finish()
+    assert len(of_kind(run, "exit")) == 1
+
+
+@at_every_bytecode
+@pytest.mark.parametrize("does", ["interrupts", "finishes"])
+def test_finish_may_be_cut_in_on_at_any_moment_and_called_again(tmp_path: Path, does: str):
+    def interrupt() -> None:
+        raise Interrupted
+
+    n, reached = 0, True
+    while reached:
+        # Not each of them, or this would take long.
+        n += 5
+        run = begin(tmp_path, id=str(n))
+        run.log({"a": 1})
+        run.log_trajectory(eventlog.Trajectory([]))
+
+        try:
+            _, reached = at_bytecode_of(
+                [running, files], n, interrupt if does == "interrupts" else run.finish, run.finish
+            )
+        except Interrupted:
+            run.finish()
+
+        assert eventlog.run is None
+        assert lock_owner_is_gone(run.dir / "main-0001"), f"bytecode {n}"
+        kinds = [record.kind for record in events(run)]
+        # Ctrl-C in the very moment that the exit is written leaves none, as a kill does.
+        assert kinds in (["start", "metrics", "exit"], ["start", "metrics"][: 2 * (does == "interrupts")])
+        with pytest.raises(eventlog.errors.UsageError):
+            run.log({"a": 2})
+    assert n > 200
+
+
+def test_a_log_beside_finish_is_before_the_exit_or_refused(tmp_path: Path):
+    for attempt in range(8):
+        run = begin(tmp_path, id=str(attempt))
+        counts: dict[str, int] = {}
+
+        def work(who: str, log: Callable[[str, int], object], counts: dict[str, int] = counts) -> None:
+            counts[who] = 0
+            with suppress(eventlog.errors.UsageError):
+                while log(who, counts[who]) is None:
+                    counts[who] += 1
+
+        def log(who: str, i: int, run: eventlog.Run = run) -> None:
+            run.log({"who": who, "i": i})
+
+        def log_trajectory(who: str, i: int, run: eventlog.Run = run) -> None:
+            run.log_trajectory(eventlog.Trajectory([], info={"i": i}))
+
+        work_of = {"one": log, "other": log, "trajectories": log_trajectory}
+        threads = [threading.Thread(target=work, args=each) for each in work_of.items()]
+        for thread in threads:
+            thread.start()
+        while sum(counts.values()) < 40 * attempt:
+            pass
+        run.finish()
+        for thread in threads:
+            thread.join()
+
+        logged = [record.data["who"] for record in of_kind(run, "metrics")]
+        assert events(run)[-1].kind == "exit"
+        assert [logged.count("one"), logged.count("other")] == [counts["one"], counts["other"]]
+        assert len(list(read(run.dir, "trajectories"))) == counts["trajectories"]
+        assert run.dropped == 0
+
+
+def test_a_signal_handler_may_finish_the_run_in_the_middle_of_a_log(tmp_path: Path):
+    # What is printed and sampled goes on as well, and may be what the log waits for.
+    script = """
+import signal, threading
+for attempt in range(10):
+    run = eventlog.init(project="demo", id=str(attempt), root=sys.argv[1], quiet=True)
+    signal.signal(signal.SIGALRM, lambda *_: run.finish(3))
+    signal.setitimer(signal.ITIMER_REAL, 0.001 + attempt * 0.0007)
+    n = 0
+    try:
+        while True:
+            run.log({"n": n})
+            n += 1
+    except eventlog.errors.UsageError:
+        print(n, run.dropped)
+"""
+
+    done = in_a_process(script, str(tmp_path), WANDB_X_STATS_SAMPLING_INTERVAL="0.1")
+
+    assert done.returncode == 0, done.stderr
+    for attempt, line in enumerate(done.stdout.splitlines()):
+        found = events(tmp_path / "demo" / str(attempt))
+        returned, dropped = map(int, line.split())
+        assert found[-1].data == {"exitcode": 3}
+        assert sum(record.kind == "metrics" for record in found) + dropped == returned
+    assert len(done.stdout.splitlines()) == 10
+
+
+@at_every_bytecode
+def test_finish_in_a_handler_waits_for_nobody_who_waits_for_the_log_it_cut_in_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(running, "_CUT_IN_WAIT_S", 0.1)
+    run = begin(tmp_path)
+    run.log({"page": eventlog.Html("<p>first")})
+
+    def store() -> None:
+        with suppress(eventlog.errors.UsageError):
+            run._files.add("other.txt", b"text")
+
+    storing = threading.Thread(target=store, daemon=True)
+
+    def finish_while_another_stores() -> None:
+        if not run._beside["files"]._is_writing:
+            return
+        storing.start()
+        while run._files._lock.acquire(blocking=False):
+            run._files._lock.release()
+        run.finish()
+
+    n = 200
+    while not storing.ident:
+        n += 1
+        with suppress(eventlog.errors.UsageError):
+            at_bytecode_of(
+                [writer],
+                n,
+                finish_while_another_stores,
+                lambda n=n: run.log({"page": eventlog.Html(f"<p>{n}")}),
+            )
+
+    assert eventlog.run is None
+    assert events(run)[-1].kind == "exit"
+    storing.join()
 
 
 def test_finish_may_wait_for_the_daemon_and_says_what_is_left(

@@ -217,6 +217,74 @@ def test_content_that_was_damaged_is_not_restored(tmp_path: Path):
     assert run.restore(name, root=str(tmp_path / "back")) is None
 
 
+def test_what_is_restored_is_its_users_alone(tmp_path: Path):
+    run = begin(tmp_path)
+    (tmp_path / "a.txt").write_text("content")
+    run.save(str(tmp_path / "a.txt"), base_path=str(tmp_path.parent))
+    name = f"{tmp_path.name}/a.txt"
+
+    umask = os.umask(0)
+    try:
+        file = run.restore(name)
+    finally:
+        os.umask(umask)
+
+    assert file is not None
+    with file:
+        assert file.read() == "content"
+    restored = run.dir / name
+    assert [path.stat().st_mode & 0o777 for path in (restored, restored.parent)] == [0o600, 0o700]
+
+
+def test_a_directory_that_is_gone_raises_nothing_in_a_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = begin(tmp_path)
+    run.log({"a": 1})
+    run.log({"a": 2})
+    run.dir.rename(tmp_path / "elsewhere")
+
+    run.define_metric("a", summary="mean")
+    summary = dict(run.summary)
+    run.log({"a": 4})
+    run.log_artifact(__file__, name="n")
+
+    assert (summary, run.summary["a"]) == ({"a": 2}, {"mean": 4.0})
+    assert (run.restore("never"), run.url, run.entity) == (None, None, "")
+    assert run.status().sync_items_total >= 0
+    assert "run.summary has no statistics of what was logged before" in capsys.readouterr().err
+    run.finish()
+
+
+def test_without_a_free_descriptor_nothing_raises_in_a_training(tmp_path: Path):
+    script = """
+import resource
+run = wandb.init(project="demo", id="run", root=sys.argv[1])
+run.log({"a": 1})
+run.url, run.status(), run.restore("never"), wandb.Artifact("n", "t").add_file("train.py"), run.summary["a"]
+run.log_artifact("train.py", name="first")
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+artifact = wandb.Artifact("n", "t")
+artifact.add_file("train.py")
+run.define_metric("a", summary="mean")
+found = (run.url, run.project_url, run.entity, run.restore("other"), run.summary["a"], run.status().sync_items_pending)
+run.log_artifact("train.py", name="second")
+run.log_artifact(artifact)
+run.log({"a": 2})
+dropped = run.dropped
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+print(found, dropped)
+run.finish()
+"""
+    quiet = {"WANDB_X_SAVE_REQUIREMENTS": "false", "WANDB_X_DISABLE_STATS": "true", "WANDB_CONSOLE": "off"}
+
+    process = in_a_process(script, tmp_path, str(tmp_path), **quiet)
+
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == "(None, None, '', None, 1, 0) 2\n"
+
+
 def test_a_model_is_an_artifact_of_that_type(tmp_path: Path):
     run = begin(tmp_path)
     (tmp_path / "m.bin").write_bytes(b"w")

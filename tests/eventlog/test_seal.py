@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import eventlog
 from eventlog import cursor as cursors
 from eventlog import seal as sealing
 from eventlog.cursor import Cursor, Sink
+from eventlog.errors import PyarrowMissing
 from eventlog.overview import overview_of, proofs_of
 from eventlog.parquet import TEMPORARY
 from eventlog.piece import claim_secondary
@@ -180,6 +183,76 @@ def test_a_damaged_segment_is_not_sealed_and_stays_and_the_others_are(tmp_path: 
     assert list(read(run_dir_of(piece))) == before
 
 
+def all_records_damaged(segment: Path) -> None:
+    segment.write_bytes(segment.read_bytes().replace(b'"x"', b'"y"'))
+
+
+def looped(segment: Path) -> None:
+    segment.rename(segment.with_suffix(".aside"))
+    segment.symlink_to(segment.with_suffix(".aside"))
+
+
+# faults: 13 35
+@pytest.mark.parametrize("spoil", [all_records_damaged, looped])
+def test_a_segment_of_which_no_record_can_be_read_is_damaged_and_stays(
+    tmp_path: Path, spoil: Callable[[Path], None]
+):
+    piece = in_segments(tmp_path, 5, 4)
+    seal(run_dir_of(piece))
+    spoil(piece.segment)
+    piece.die()
+
+    outcome = seal(run_dir_of(piece))
+    left = kept(piece)
+
+    assert [found.path for found in outcome.damage] == [piece.segment]
+    assert left[0] is None
+    assert "no record of it can be read" in str(left[1])
+    assert piece.segment.exists()
+    (proof,) = proofs_of(run_dir_of(piece))
+    assert [found["path"] for found in proof.damage] == [str(piece.segment)]
+
+
+# faults: 34
+def test_a_segment_that_cannot_be_read_just_now_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    piece = in_segments(tmp_path, 5, 4)
+    piece.die()
+    seal(run_dir_of(piece))
+    piece.new_segment()
+    piece.log(step=9, x=9)
+    real = os.open
+    with monkeypatch.context() as patch:
+        refused = PermissionError(errno.EACCES, "Permission denied")
+
+        def open_unless_refused(path: object, *rest: int, **options: object) -> int:
+            if str(path) == str(piece.segment):
+                raise refused
+            return real(path, *rest, **options)  # type: ignore[call-overload, no-any-return]
+
+        patch.setattr(os, "open", open_unless_refused)
+        outcome = seal(run_dir_of(piece))
+        left = kept(piece)
+
+    assert [found.cause for found in outcome.damage] == [
+        "events-000000000009.jsonl cannot be opened: Permission denied"
+    ]
+    assert left == [None, None, "no record of it can be read: `eventlog verify` says why"]
+    assert [record.seq for record in read(run_dir_of(piece))] == list(range(10))
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"crc":"01234567","seq":9,"ti'])
+def test_a_segment_without_a_record_goes_with_the_one_before(tmp_path: Path, tail: bytes):
+    piece = in_segments(tmp_path, 5, 4)
+    piece.new_segment()
+    piece.append(tail)
+    piece.die()
+
+    outcome = seal(run_dir_of(piece))
+
+    assert outcome.damage == []
+    assert kept(piece) == [None, None, None]
+
+
 # faults: 31
 def test_a_gap_between_two_segments_is_not_hidden_by_sealing(tmp_path: Path):
     piece = in_segments(tmp_path, 5, 4, 3)
@@ -209,6 +282,22 @@ def test_a_segment_cut_short_in_the_middle_of_the_log_is_not_sealed(tmp_path: Pa
     assert names(piece) == ["000-004.parquet", "000.jsonl", "005-006.parquet", "005.jsonl"]
     assert outcome.damage == []
     assert [record.seq for record in read(run_dir_of(piece))] == [0, 1, 2, 3, 5]
+
+
+def test_a_segment_without_its_header_is_damaged_and_the_others_are_sealed(tmp_path: Path):
+    piece = in_segments(tmp_path, 5, 4)
+    content = piece.segment.read_bytes()
+    piece.segment.write_bytes(content[content.index(b"\n") + 1 :])
+    piece.die()
+    alone = handmade_run(tmp_path, "alone")
+    content = alone.segment.read_bytes()
+    alone.segment.write_bytes(content[content.index(b"\n") + 1 :])
+    alone.die()
+
+    outcomes = [seal(run_dir_of(piece)), seal(run_dir_of(alone))]
+
+    assert names(piece) == ["000-005.parquet", "000.jsonl", "005.jsonl"]
+    assert [found.path for outcome in outcomes for found in outcome.damage] == [piece.segment, alone.segment]
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -260,6 +349,81 @@ def test_a_damaged_sealed_segment_is_reported_with_its_seqs_once_the_log_is_gone
     assert list(read(run_dir_of(piece))) == []
 
 
+def sealed_with_its_log(root: Path) -> HandmadePiece:
+    piece = in_segments(root, 5, 4, 2)
+    piece.log("exit", exitcode=0)
+    piece.die()
+    seal(run_dir_of(piece))
+    assert names(piece) == ["000-012.parquet", "000.jsonl", "005.jsonl", "009.jsonl"]
+    return piece
+
+
+def segment_with(piece: HandmadePiece, seq: int) -> Path:
+    first_seq = max(first for first in (0, 5, 9) if first <= seq)
+    return piece.piece.dir / f"events-{first_seq:012d}.jsonl"
+
+
+# faults: 33
+@pytest.mark.parametrize("limit", [1, 1_000_000])
+@pytest.mark.parametrize("seq", range(12))
+def test_a_segment_that_was_rolled_back_after_it_was_sealed_costs_nothing(
+    tmp_path: Path, seq: int, limit: int
+):
+    piece = sealed_with_its_log(tmp_path)
+    before = list(read(run_dir_of(piece)))
+    overview = overview_of(run_dir_of(piece))
+    piece.segment = segment_with(piece, seq)
+    piece.cut(piece.offset_of(seq))
+
+    reader = StreamReader(piece.piece.dir)
+    found: list[Record] = []
+    while True:
+        chunk = reader.read(limit)
+        found += chunk.records
+        assert chunk.damage == []
+        if not chunk.more:
+            break
+    after = overview_of(run_dir_of(piece))
+
+    assert found == before
+    assert reader.end() == []
+    assert not reader.has_grown()
+    assert (after.state, after.records, after.last_step) == ("finished", 12, overview.last_step)
+    assert StreamReader(piece.piece.dir, seq=seq).read().records == before[seq:]
+    assert set(kept(piece)) == {None}
+    assert list(read(run_dir_of(piece))) == before
+
+
+# faults: 13
+@pytest.mark.parametrize("seq", range(12))
+def test_damage_in_a_segment_after_it_was_sealed_is_reported_and_costs_no_record(tmp_path: Path, seq: int):
+    piece = sealed_with_its_log(tmp_path)
+    before = list(read(run_dir_of(piece)))
+    piece.segment = segment_with(piece, seq)
+    piece.overwrite(piece.offset_of(seq) + 30, b"#")
+
+    (proof,) = proofs_of(run_dir_of(piece))
+
+    assert list(read(run_dir_of(piece))) == before
+    assert [found["path"] for found in proof.damage] == [str(piece.segment)]
+    assert (proof.records, proof.lost) == (12, 0)
+    assert overview_of(run_dir_of(piece)).state == "finished"
+
+
+def test_where_both_are_damaged_the_one_that_its_writer_wrote_counts(tmp_path: Path):
+    piece = sealed_with_its_log(tmp_path)
+    piece.segment = segment_with(piece, 6)
+    piece.overwrite(piece.offset_of(6) + 30, b"#")
+    (path,) = piece.piece.dir.glob("*.parquet")
+    DAMAGE["one byte"](path)
+
+    (proof,) = proofs_of(run_dir_of(piece))
+
+    assert [record.seq for record in read(run_dir_of(piece))] == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+    assert {found["path"] for found in proof.damage} == {str(piece.segment), str(path)}
+    assert proof.lost == 1
+
+
 # ── merging ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -298,6 +462,20 @@ def test_what_is_large_enough_is_not_written_again(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(sealing, "MERGED_MAX_BYTES", 1)
     piece = in_segments(tmp_path, 5, 4)
     seal(run_dir_of(piece))
+    piece.die()
+
+    seal(run_dir_of(piece))
+
+    assert names(piece) == ["000-005.parquet", "000.jsonl", "005-009.parquet", "005.jsonl"]
+
+
+def test_what_would_have_too_long_a_brief_together_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    piece = in_segments(tmp_path, 5, 4)
+    seal(run_dir_of(piece))
+    (brief,) = piece.piece.dir.glob("events-*-*.json")
+    monkeypatch.setattr(sealing, "BRIEF_MAX_BYTES", brief.stat().st_size * 3 // 2)
     piece.die()
 
     seal(run_dir_of(piece))
@@ -371,6 +549,16 @@ def test_a_dry_run_says_what_would_go_and_touches_nothing(tmp_path: Path):
     assert verdict.path.stat().st_size == verdict.size
 
 
+def test_a_dry_run_writes_no_lock(tmp_path: Path):
+    piece = in_segments(tmp_path, 5)
+    piece.die()
+    before = sorted(os.listdir(piece.piece.dir))
+
+    clean(run_dir_of(piece), dry_run=True)
+
+    assert sorted(os.listdir(piece.piece.dir)) == before
+
+
 def test_a_segment_that_is_being_written_stays(tmp_path: Path):
     piece = in_segments(tmp_path, 5, 4)
     seal(run_dir_of(piece))
@@ -401,6 +589,48 @@ def test_a_sink_that_has_begun_nothing_waits_for_all(tmp_path: Path):
     cursors.save(run_dir_of(piece), Cursor(SINK), now_us=1)
 
     assert kept(piece) == ["https://api.wandb.ai has not acknowledged all of it"]
+
+
+# faults: 46
+def test_a_sink_whose_cursor_cannot_be_read_waits_for_all(tmp_path: Path):
+    piece = in_segments(tmp_path, 5)
+    beside = HandmadePiece(piece.identity, piece.piece, "trajectories")
+    beside.log("trajectory", reward=1.0)
+    piece.die()
+    seal(run_dir_of(piece))
+    cursors.save(
+        run_dir_of(piece), Cursor(SINK, next={"writer": "main-0001", "seq": 5}), now_us=1, durable=True
+    )
+    for generation in (run_dir_of(piece) / "sync").iterdir():
+        generation.write_bytes(b"garbage\n")
+
+    assert kept(piece) == [
+        f"{SINK.name}.json cannot be read: nobody knows what its sink has acknowledged",
+        # They are not uploaded.
+        None,
+    ]
+
+
+@pytest.mark.parametrize(("upload_ranks", "stays"), [("all", True), ("primary", False)])
+def test_a_rank_that_will_be_a_run_of_its_own_stays_until_it_is(
+    tmp_path: Path, upload_ranks: str, stays: bool
+):
+    piece = handmade_run(tmp_path, upload_ranks=upload_ranks)
+    other = HandmadePiece(piece.identity, claim_secondary(run_dir_of(piece), "rank3"))
+    other.log("start", config={})
+    piece.die()
+    other.die()
+    seal(run_dir_of(piece))
+    cursors.save(run_dir_of(piece), Cursor(SINK, next={"writer": "main-0001", "seq": 1}), now_us=1)
+
+    not_begun = [verdict.kept_because for verdict in clean(run_dir_of(piece), dry_run=True)]
+    as_rank = Cursor(
+        Sink(SINK.base_url, None, "demo", "run-rank3"), 3, next={"writer": other.piece.writer, "seq": 1}
+    )
+    cursors.save(run_dir_of(piece), as_rank, now_us=1)
+
+    assert not_begun == [None, "https://api.wandb.ai has not acknowledged all of it" if stays else None]
+    assert kept(piece) == [None, None]
 
 
 def test_a_later_piece_that_is_begun_to_be_sent_says_that_the_earlier_is_acknowledged(tmp_path: Path):
@@ -481,8 +711,26 @@ def test_a_reader_goes_on_in_what_was_sealed_meanwhile(tmp_path: Path, at: int):
     remembered = StreamReader(piece.piece.dir, seq=at, hint=hint).read()
     chunk = reader.read()
     assert found + chunk.records == whole
-    assert (chunk.damage, remembered.damage) == ([], [])
+    assert (chunk.damage, remembered.damage, reader.end()) == ([], [], [])
     assert remembered.records == whole[at:]
+    assert not reader.has_grown()
+
+
+# faults: 32
+def test_a_reader_at_the_end_of_what_was_sealed_meanwhile_waits_for_what_comes(tmp_path: Path):
+    piece = in_segments(tmp_path, 5)
+    reader = StreamReader(piece.piece.dir)
+    reader.read()
+    piece.new_segment()
+    seal(run_dir_of(piece))
+    assert kept(piece) == [None, "it is being written"]
+
+    nothing = reader.read()
+    piece.log(step=5, x=5)
+    something = reader.read()
+
+    assert (nothing.records, nothing.damage, something.damage) == ([], [], [])
+    assert [record.seq for record in something.records] == [5]
 
 
 def test_a_reader_in_a_sealed_segment_goes_on_when_it_is_merged(tmp_path: Path):
@@ -514,6 +762,30 @@ def test_a_resumed_run_goes_on_after_a_sealed_piece(tmp_path: Path):
         again.log({"loss": 20})
 
     assert [r.step for r in read(run.dir) if r.kind == "metrics"] == list(range(21))
+
+
+def test_a_long_config_is_there_for_whoever_asks_for_the_first_record(tmp_path: Path):
+    piece = handmade_run(tmp_path, config={"prompt": "x" * 2_000_000})
+    first = StreamReader(piece.piece.dir).first()
+    piece.die()
+
+    sealed_and_gone(piece)
+
+    assert StreamReader(piece.piece.dir).first() == first
+
+
+def test_a_sealed_run_is_not_resumed_as_if_it_were_empty_where_pyarrow_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    piece = in_segments(tmp_path, 5)
+    piece.die()
+    sealed_and_gone(piece)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+
+    with pytest.raises(PyarrowMissing, match="pip install"):
+        eventlog.init(project="demo", id="run", root=tmp_path, quiet=True, resume="must")
+
+    assert sorted(path.name for path in run_dir_of(piece).glob("main-*")) == ["main-0001"]
 
 
 def test_an_overview_is_the_same_and_reads_no_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -73,6 +73,36 @@ def test_an_argument_counts_more_than_a_setting_and_that_more_than_a_variable():
     assert (asked.name, asked.about["notes"], asked.project) == ("argument", "setting", "variable")
 
 
+@pytest.mark.parametrize("name", ["project", "entity", "name", "notes", "group", "job_type"])
+def test_a_blank_is_no_wish(name: str):
+    asked = wished(**{name: ""})
+    in_the_environment = wished({"WANDB_NAME": " ", "WANDB_NOTES": " ", "WANDB_RUN_GROUP": " "})
+
+    assert asked == wished() == in_the_environment
+
+
+def test_the_flag_that_nobody_gave_leaves_the_variable():
+    assert wished({"WANDB_NAME": "of the job"}, name="").name == "of the job"
+
+
+def test_the_words_of_a_variable_may_be_in_capitals():
+    asked = wished({"WANDB_REINIT": "True", "WANDB_MODE": "OFFLINE", "WANDB_RESUME": "Allow"})
+
+    assert (asked.reinit, asked.about["mode"], asked.resume) == ("finish_previous", "offline", "allow")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"tags": ["x" * 65]}, {"id": "a/b"}, {"id": "a "}, {"project": "a/b"}, {"project": "p" * 129}],
+)
+def test_what_wandb_will_refuse_is_said(arguments: dict[str, Any]):
+    ((wish, sentence),) = wished(**arguments).not_done.items()
+
+    assert next(iter(arguments)) in wish
+    assert "W&B will refuse it" in sentence
+    assert wished(**arguments, mode="disabled").not_done == {}
+
+
 def test_disable_code_counts_more_than_save_code():
     assert wished({"WANDB_DISABLE_CODE": "true"}, save_code=True).save_code is False
 

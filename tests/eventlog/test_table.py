@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import wandb
 from hypothesis import given
 from hypothesis import strategies as st
 
+import eventlog
 from eventlog import Html, Table, not_yet
 
 
@@ -111,6 +114,37 @@ def test_a_table_that_is_none_is_refused(arguments: dict[str, Any]):
 def test_increments_are_not_here_and_that_is_said(capsys: pytest.CaptureFixture[str]):
     assert Table(log_mode="INCREMENTAL").log_mode == "MUTABLE"
     assert "INCREMENTAL" in capsys.readouterr().err
+
+
+def test_how_many_rows_are_shown_and_kept_is_set_on_the_class_and_what_is_cut_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(Table, "MAX_ROWS", 3)
+    monkeypatch.setattr(Table, "MAX_ARTIFACT_ROWS", 4)
+    run = eventlog.init(project="demo", root=tmp_path, quiet=True)
+
+    run.log({"t": Table(columns=["i"], data=[[i] for i in range(5)])})
+    run.finish()
+
+    shown = json.loads((run.dir / "files" / run.summary["t"]["sha256"]).read_bytes())
+    (artifact,) = (record for record in eventlog.read(run.dir, "files") if record.kind == "artifact")
+    manifest = json.loads((run.dir / "files" / artifact.data["manifest"]).read_bytes())
+    kept = json.loads((run.dir / "files" / manifest["t.table.json"]["sha256"]).read_bytes())
+    assert (len(shown["data"]), len(kept["data"])) == (3, 4)
+    said = capsys.readouterr().err
+    assert "of 5 rows is shown with its first 3" in said
+    assert "is cut to 4 rows" in said
+
+
+def test_a_data_frame_with_a_column_of_several_types_is_a_table(tmp_path: Path):
+    run = eventlog.init(project="demo", root=tmp_path, quiet=True)
+
+    run.log({"preds": pd.DataFrame({"id": [1, 2], "answer": [1, "a"]})})
+    run.finish()
+
+    shown = run.summary["preds"]
+    assert (shown["_type"], shown["nrows"]) == ("table-file", 2)
+    assert json.loads((run.dir / "files" / shown["sha256"]).read_bytes())["data"] == [[1, 1], [2, "a"]]
 
 
 cells = st.recursive(

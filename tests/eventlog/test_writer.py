@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import resource
@@ -11,18 +12,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 
 from eventlog import writer as writer_module
+from eventlog.errors import UsageError
 from eventlog.reader import Damage, StreamReader
 from eventlog.record import LINE_MAX_BYTES, Record
 from eventlog.segment import ROTATE_AGE_S, ROTATE_BYTES
 from eventlog.writer import StreamWriter
+from tests.bytecodes import Interrupted, at_bytecode_of, at_every_bytecode
 
 PROJECT = Path(__file__).parents[2]
 
@@ -314,38 +316,8 @@ def test_a_signal_handler_may_log_in_the_middle_of_a_log(tmp_path: Path):
     assert sorted(values_in(tmp_path)) == sorted(acknowledged + from_handler)
 
 
-class Interrupted(Exception):
-    """What Ctrl-C is, under a name that pytest lets pass."""
-
-
 def at_bytecode(n: int, act: Callable[[], None], call: Callable[[], Any]) -> tuple[Any, bool]:
-    """Run `call`, and `act` before the n-th bytecode of the writer; return its result and whether it has so many.
-
-    This is where CPython may run a signal handler (3.10: between any two bytecodes; later versions: at fewer places).
-    """
-    left = n
-
-    def count(frame: FrameType, event: str, arg: Any) -> Any:
-        nonlocal left
-        if event == "opcode" and left > 0:
-            left -= 1
-            if left == 0:
-                act()
-        return count
-
-    def enter(frame: FrameType, event: str, arg: Any) -> Any:
-        if frame.f_code.co_filename != writer_module.__file__:
-            return None
-        frame.f_trace_opcodes = True
-        return count
-
-    before = sys.gettrace()
-    sys.settrace(enter)
-    try:
-        result = call()
-    finally:
-        sys.settrace(before)
-    return result, left == 0
+    return at_bytecode_of([writer_module], n, act, call)
 
 
 def first_record(log: StreamWriter, clock: Clock) -> None:
@@ -362,9 +334,6 @@ def at_a_rotation(log: StreamWriter, clock: Clock) -> None:
 
 
 situations = pytest.mark.parametrize("situation", [first_record, ordinary, at_a_rotation])
-at_every_bytecode = pytest.mark.skipif(
-    sys.version_info >= (3, 12), reason="sys.settrace shows only some of the bytecodes from Python 3.12 on"
-)
 
 
 @at_every_bytecode
@@ -425,6 +394,98 @@ def test_a_log_may_be_interrupted_between_any_two_bytecodes(tmp_path: Path, situ
         assert kept == set(range(log.next_seq)), f"bytecode {n}"
         log.close()
     assert n > 100
+
+
+def end(log: StreamWriter) -> bool:
+    is_written = log.end("exit", b'{"exitcode":0}', [], 0)
+    return log.close() and is_written
+
+
+@at_every_bytecode
+@situations
+@pytest.mark.parametrize("is_a_descriptor_free", [True, False])
+def test_a_handler_may_end_the_stream_between_any_two_bytecodes_of_a_log(
+    tmp_path: Path,
+    situation: Callable[..., None],
+    is_a_descriptor_free: bool,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    opened = os.open
+
+    def no_descriptor(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        if flags & (os.O_CREAT | os.O_DIRECTORY):
+            return opened(path, flags, *args, **options)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    n, reached = 0, True
+    while reached:
+        n += 1
+        clock = Clock()
+        directory = tmp_path / str(n)
+        directory.mkdir()
+        log = open_writer(directory, clock_s=clock)
+        situation(log, clock)
+        acknowledged = set() if situation is first_record else {"before"}
+
+        def append(value: str, log: StreamWriter = log, acknowledged: set[str] = acknowledged) -> None:
+            if log.append("metrics", {"i": value}):
+                acknowledged.add(value)
+
+        def end_it(log: StreamWriter = log) -> None:
+            with monkeypatch.context() as patch:
+                if not is_a_descriptor_free:
+                    patch.setattr(os, "open", no_descriptor)
+                end(log)
+
+        refused = []
+        try:
+            _, reached = at_bytecode(n, end_it, lambda append=append: append("main"))
+        except UsageError:
+            refused.append("main")
+        if reached:
+            with pytest.raises(UsageError, match="finished"):
+                append("after")
+
+        records, damage = read_all(directory)
+        assert damage == []
+        assert [record.seq for record in records] == list(range(len(records))), f"bytecode {n}"
+        if reached:
+            assert [record.kind for record in records].index("exit") == len(records) - 1, f"bytecode {n}"
+        assert all(path.read_bytes().count(b"\n") > 1 for path in directory.iterdir()), f"bytecode {n}"
+        if is_a_descriptor_free:
+            logged = {record.data["i"] for record in records if record.kind == "metrics"}
+            assert logged == acknowledged, f"bytecode {n}"
+        assert log.dropped + len(acknowledged) + len(refused) == 1 + (situation is not first_record)
+    assert n > 100
+
+
+def test_threads_that_log_while_the_stream_is_ended_are_before_its_end_or_refused(tmp_path: Path):
+    for attempt in range(20):
+        directory = tmp_path / str(attempt)
+        directory.mkdir()
+        log = open_writer(directory)
+        logged = [0, 0, 0]
+
+        def work(who: int, log: StreamWriter = log, logged: list[int] = logged) -> None:
+            with suppress(UsageError):
+                while log.append("metrics", {"i": who}):
+                    logged[who] += 1
+
+        threads = [threading.Thread(target=work, args=(who,)) for who in range(3)]
+        for thread in threads:
+            thread.start()
+        while sum(logged) < 100 * attempt:
+            pass
+        assert end(log)
+        for thread in threads:
+            thread.join()
+
+        records, damage = read_all(directory)
+        assert damage == []
+        assert records[-1].kind == "exit"
+        values = [record.data["i"] for record in records[:-1]]
+        assert [values.count(who) for who in range(3)] == logged
+        assert log.dropped == 0
 
 
 def test_handlers_may_cut_in_on_handlers(tmp_path: Path):
@@ -650,6 +711,7 @@ APPEND_AND_SYNC = """
 import sys, time
 from pathlib import Path
 from eventlog.writer import StreamWriter
+from tests.bytecodes import Interrupted, at_bytecode_of, at_every_bytecode
 log = StreamWriter(Path(sys.argv[1]), "a" * 32, "main-0001", "0" * 8, "events", DURABILITY)
 assert all(log.append("metrics", {"i": i}) for i in range(10))
 assert log.sync()
@@ -697,6 +759,7 @@ def test_always_counts_a_record_that_could_not_be_made_durable(tmp_path: Path):
 import sys
 from pathlib import Path
 from eventlog.writer import StreamWriter
+from tests.bytecodes import Interrupted, at_bytecode_of, at_every_bytecode
 log = StreamWriter(Path(sys.argv[1]), "a" * 32, "main-0001", "0" * 8, "events", "always")
 assert log.append("metrics", {"i": 0})
 assert not log.append("metrics", {"i": 1})
@@ -715,6 +778,7 @@ def test_a_segment_whose_fsync_failed_is_copied_however_late_and_never_trusted_a
 import sys
 from pathlib import Path
 from eventlog.writer import StreamWriter
+from tests.bytecodes import Interrupted, at_bytecode_of, at_every_bytecode
 now_s = [0.0]
 log = StreamWriter(Path(sys.argv[1]), "a" * 32, "main-0001", "0" * 8, "events", "interval", lambda: now_s[0])
 assert all(log.append("metrics", {"i": i}) for i in range(10))

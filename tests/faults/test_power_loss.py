@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from eventlog.cli import main
+from eventlog.piece import lock_owner_is_gone
 from eventlog.reader import find_runs, read
 from tests.faults.machine import Ext4, strace, trainer
 
@@ -76,6 +77,8 @@ def assert_the_run_goes_on(disk: Ext4) -> None:
     """Fail unless the run is found, is whole, and is continued after its last row."""
     survivors = rows_on(disk)
     assert list(find_runs(disk.path)) == [disk.path / "demo" / "run"]
+    # Or it would be shown as live for ever.
+    assert lock_owner_is_gone(disk.path / "demo" / "run" / "main-0001")
     with trainer(GOING_ON, disk.path) as again:
         assert again.told() == {"step": len(survivors)}
         assert again.ended() == 0, again.said

@@ -11,10 +11,13 @@ import sys
 
 import torch
 
+import eventlog
 from tests.integrations import train_transformers
 
 if __name__ == "__main__":
     train_transformers.main()
+    # As at the end of Python.
+    eventlog.finish()
     # The launcher ends the other ranks as soon as one is gone in a way that it does not like.
     torch.distributed.barrier()
     sys.stdout.flush()

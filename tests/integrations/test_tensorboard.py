@@ -48,6 +48,16 @@ def test_scalars_come_back_with_their_steps_and_times(tmp_path: Path):
     assert [found.Scalars(tag)[0].value for tag in ("nested/lr", "ok")] == [0.25, 1.0]
 
 
+def test_what_is_nested_without_end_costs_not_its_row(tmp_path: Path):
+    mirror = TensorboardMirror(tmp_path)
+    row: dict[str, Any] = {"loss": 0.5}
+    row["itself"] = row
+
+    mirror.log(row, 0)
+
+    assert scalars(tmp_path, "loss") == [(0, 0.5)]
+
+
 def test_what_torch_holds_is_a_number_too(tmp_path: Path):
     torch = pytest.importorskip("torch")
     mirror = TensorboardMirror(tmp_path)

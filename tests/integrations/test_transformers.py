@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import eventlog
 from eventlog.piece import primaries
 from eventlog.reader import read, writers
+from eventlog.run import active
 from tests.integrations import tiny
 from tests.integrations.tb import records_of, rows_of
 
@@ -23,6 +25,14 @@ if find_spec("transformers") is None or find_spec("torch") is None or find_spec(
     pytest.skip("transformers, accelerate and torch cannot be installed here", allow_module_level=True)
 
 PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _no_run_is_left() -> Iterator[None]:
+    """Do what the end of the process does: until then, the run is the script's."""
+    yield
+    if active() is not None:
+        eventlog.finish()
 
 
 def callback(tmp_path: Path, **options: Any) -> Any:
@@ -67,6 +77,7 @@ def test_metrics_have_the_names_that_transformers_gives_them_in_wandb(tmp_path: 
 
 def test_a_training_is_a_run_over_the_global_step(tmp_path: Path):
     trainer(tmp_path, callback(tmp_path), eval_strategy="steps", eval_steps=2).train()
+    eventlog.finish()
 
     rows = rows_of(run_dir(tmp_path))
     shown = [(step, row["train/global_step"], "train/loss" in row, "eval/loss" in row) for step, row in rows]
@@ -112,11 +123,20 @@ def test_an_evaluation_after_the_training_continues_the_run(tmp_path: Path):
     made.predict(tiny.texts())
 
     assert list((tmp_path / "runs/huggingface").iterdir()) == [run_dir(tmp_path)]
-    assert primaries(run_dir(tmp_path)) == ["main-0001", "main-0002", "main-0003"]
+    assert primaries(run_dir(tmp_path)) == ["main-0001"]
     rows = rows_of(run_dir(tmp_path))
     assert [step for step, _ in rows] == [0, 1, 2, 3]
     assert "eval/loss" in rows[2][1]
     assert "test/loss" in rows[3][1]
+
+
+def test_a_script_may_log_to_the_run_when_the_training_is_over(tmp_path: Path):
+    trainer(tmp_path, callback(tmp_path), max_steps=1).train()
+    eventlog.log({"final": 1.0})
+    eventlog.finish()
+
+    assert rows_of(run_dir(tmp_path))[-1][1] == {"final": 1.0}
+    assert [record.data for record in records_of(run_dir(tmp_path), "exit")] == [{"exitcode": 0}]
 
 
 def test_two_trainings_in_one_process_are_two_runs(tmp_path: Path):
@@ -170,6 +190,7 @@ def test_a_stop_on_the_runs_page_stops_the_training(tmp_path: Path):
 
     made = trainer(tmp_path, PressesStop(), callback(tmp_path), max_steps=1_000_000)
     made.train()
+    eventlog.finish()
 
     # It is looked for now and then, not at each step.
     assert 3 <= made.state.global_step < 1_000_000
@@ -322,8 +343,9 @@ def test_the_script_of_a_user_runs_on_two_ranks_and_is_resumed(
     run_script_on_two_ranks(tmp_path, script_environment)
     run_script_on_two_ranks(tmp_path, script_environment, "--steps", "6", "--resume")
 
-    # Each evaluation after a training is a piece, and the second rank has none.
-    assert writers(run_dir(tmp_path)) == ["main-0001", "main-0002", "main-0003", "main-0004"]
+    # Each process of the first rank is a piece, and the second rank has none.
+    assert writers(run_dir(tmp_path)) == ["main-0001", "main-0002"]
+    assert len(records_of(run_dir(tmp_path), "exit")) == 2
     rows = rows_of(run_dir(tmp_path))
     assert [row["train/global_step"] for _, row in rows if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
     assert records_of(run_dir(tmp_path), "start")[0].data["name"] == "tiny"

@@ -89,7 +89,8 @@ def test_a_training_is_logged_row_by_row_and_trajectory_by_trajectory():
     outcome, said = start()
 
     assert [r["step"] for r in records(outcome, "metrics")] == [0, 1, 2]
-    assert len(records(outcome, "trajectory")) == 2 * 2 * 2
+    splits = [r["data"]["info"]["split"] for r in records(outcome, "trajectory")]
+    assert (splits.count("train"), splits.count("eval")) == (2 * 2 * 2, 3 * 4)
     assert records(outcome, "exit")
     assert any("train.jsonl" in line for line in said)
 

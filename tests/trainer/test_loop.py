@@ -59,6 +59,11 @@ def course(state, directory, settings=SETTINGS, task=None, run=None, **others):
     )
 
 
+def played(run):
+    """The trajectories that were learnt from, with their steps; the others are of evaluations."""
+    return [(step, t) for step, t in run.trajectories if t.info["split"] == "train"]
+
+
 def trained(state, directory, settings=SETTINGS, task=None, **others):
     its = course(state, directory, settings, task, **others)
     train(its, state)
@@ -98,7 +103,7 @@ def test_a_row_shows_the_newest_trajectories_of_its_rollout_batch(chat, tmp_path
     run, _ = trained(fresh_state(chat), tmp_path, settings)
 
     first = dict(run.rows)[0]
-    logged = [trajectory.id for step, trajectory in run.trajectories if step == 0]
+    logged = [trajectory.id for step, trajectory in played(run) if step == 0]
     shown = [row[0] for row in first.get("trajectories", [])]
     assert shown == {"off": [], "sample": logged[-3:], "all": logged}[how]
 
@@ -127,10 +132,10 @@ def test_the_policy_is_evaluated_before_the_step_at_zero_at_the_interval_and_at_
 def test_every_rollout_is_logged_with_ids_mask_logprobs_reward_and_advantage(chat, tmp_path):
     run, _ = trained(fresh_state(chat), tmp_path)
 
-    assert [step for step, _ in run.trajectories] == [0] * 16 + [1] * 16 + [2] * 16
-    assert len({t.id for _, t in run.trajectories}) == 48
-    assert len({t.group for _, t in run.trajectories}) == 12
-    for _, t in run.trajectories:
+    assert [step for step, _ in played(run)] == [0] * 16 + [1] * 16 + [2] * 16
+    assert len({t.id for _, t in played(run)}) == 48
+    assert len({t.group for _, t in played(run)}) == 12
+    for _, t in played(run):
         assert len(t.token_ids) == len(t.mask)
         assert len(t.logprobs) == sum(t.mask) > 0
         assert t.reward is not None
@@ -180,7 +185,7 @@ def test_several_optimiser_steps_are_several_rows_and_the_rollout_is_in_the_firs
     assert [step for step, _ in run.rows] == list(range(9))
     assert [step for step, row in run.rows if "rollouts/returns_mean" in row] == [0, 4]
     assert [step for step, row in run.rows if "training_epoch/loss_mean" in row] == [1, 3, 5, 7]
-    assert [step for step, _ in run.trajectories] == [0] * 16 + [4] * 16
+    assert [step for step, _ in played(run)] == [0] * 16 + [4] * 16
 
 
 @pytest.mark.parametrize("variant", ["grpo", "dr_grpo", "dapo"])
@@ -237,9 +242,7 @@ def test_a_resumed_training_is_bitwise_the_uninterrupted_one(chat, tmp_path):
 
     assert equal(weights(whole_state), weights(state))
     assert first.rows[:2] + second.rows == whole.rows
-    assert [t.token_ids for _, t in first.trajectories + second.trajectories] == [
-        t.token_ids for _, t in whole.trajectories
-    ]
+    assert [t.token_ids for _, t in played(first) + played(second)] == [t.token_ids for _, t in played(whole)]
 
 
 class Killed(BaseException):
@@ -260,18 +263,18 @@ def test_a_step_killed_after_its_row_and_before_its_checkpoint_comes_out_the_sam
     again, _ = resumed(chat, tmp_path)
 
     assert again.rows[0] == run.rows[1]
-    assert [t.id for _, t in again.trajectories[:16]] == [t.id for _, t in run.trajectories[16:]]
+    assert [t.id for _, t in played(again)[:16]] == [t.id for _, t in played(run)[16:]]
 
 
 def test_what_the_log_has_already_is_not_logged_again(chat, tmp_path):
     whole, _ = trained(fresh_state(chat), tmp_path / "whole")
     trained(fresh_state(chat), tmp_path / "parts", replace(SETTINGS, steps=1))
-    known = frozenset(t.id for step, t in whole.trajectories if step == 1)
+    known = frozenset(t.id for step, t in played(whole) if step == 1)
 
     again, _ = resumed(chat, tmp_path / "parts", logged=Logged(2, known))
 
     assert again.rows == whole.rows[2:]
-    assert [t.id for _, t in again.trajectories] == [t.id for _, t in whole.trajectories[32:]]
+    assert [t.id for _, t in played(again)] == [t.id for _, t in played(whole)[32:]]
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_training(chat, tmp_path):
@@ -299,7 +302,7 @@ def test_an_episode_that_fails_is_counted_and_the_others_are_learnt_from(chat, t
     run, _ = trained(fresh_state(chat), tmp_path, task=Fails())
 
     row = dict(run.rows)[1]
-    failed = [t for step, t in run.trajectories if step == 1 and t.exception]
+    failed = [t for step, t in played(run) if step == 1 and t.exception]
     assert [t.exception for t in failed] == ["RuntimeError: the judge is away"] * 4
     assert all(t.reward is None and t.advantage is None and t.stop_reason == "exception" for t in failed)
     assert row["rollouts/exceptions"] == 4
@@ -314,7 +317,7 @@ def test_the_loss_of_a_first_step_follows_from_the_trajectories(chat, tmp_path, 
     run, _ = trained(fresh_state(chat), tmp_path, settings)
 
     for step in range(3):
-        learning = [t for s, t in run.trajectories if s == step and t.advantage]
+        learning = [t for s, t in played(run) if s == step and t.advantage]
         n_tokens = sum(sum(t.mask) for t in learning)
         loss = 0.0
         for t in learning:

@@ -292,10 +292,20 @@ def test_more_sequences_than_rows_are_not_kept(model):
     prompts = next_turn(PROMPTS, engine.complete(PROMPTS, 5, 0.0), [[2]] * 4)
     reads = CountingReads(model)
 
-    engine.complete(prompts, max_new=1, temperature=0.0)
+    completions = engine.complete(prompts, max_new=5, temperature=0.0)
 
     reads.close()
     assert reads.n_tokens >= sum(map(len, prompts))
+    assert_same(completions, engine_of(model).complete(prompts, max_new=5, temperature=0.0))
+
+
+def test_a_long_new_prompt_beside_one_that_goes_on_disturbs_nothing(model, engine):
+    [completion] = engine.complete([[3] * 20], max_new=5, temperature=0.0)
+    prompts = [[3] * 20 + completion.token_ids + [4], [5, 6] * 12]
+
+    completions = engine.complete(prompts, max_new=2, temperature=0.0)
+
+    assert_same(completions, engine_of(model).complete(prompts, max_new=2, temperature=0.0))
 
 
 # --- other models -----------------------------------------------------------------------------------------------------

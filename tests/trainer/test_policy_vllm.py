@@ -188,26 +188,26 @@ def test_sampling_is_plain_whatever_the_model_directory_suggests(server):
 
 def test_no_more_requests_than_allowed_are_under_way_at_once(server):
     under_way, most, lock = 0, 0, threading.Lock()
-    full = threading.Event()
+    too_many = threading.Event()
 
     def complete(request):
         nonlocal under_way, most
         with lock:
             under_way += 1
             most = max(most, under_way)
-            if under_way == 3:
-                full.set()
-        full.wait(60)  # none is answered before three are asked
+            if under_way > 3:
+                too_many.set()
+        too_many.wait(1.0)  # a fourth has time to come
         with lock:
             under_way -= 1
         return answered([7, END])
 
     server.complete = complete
 
-    completions = engine_of(server, concurrency=3).complete([[5]] * 20, max_new=4, temperature=1.0)
+    completions = engine_of(server, concurrency=3).complete([[5]] * 6, max_new=4, temperature=1.0)
 
-    assert most == 3
-    assert [c.error for c in completions] == [None] * 20
+    assert 1 < most <= 3
+    assert [c.error for c in completions] == [None] * 6
 
 
 def test_no_prompts_and_no_room_ask_for_nothing(server):

@@ -47,7 +47,13 @@ def test_two_ranks_train_one_policy_and_both_log(directory):
 
     (run_dir,) = find_runs(directory / "runs")
     rows = [rows_of(run_dir, rank) for rank in (0, 1)]
-    episodes = [of_rank(run_dir, rank, "trajectories") for rank in (0, 1)]
+    everything = [of_rank(run_dir, rank, "trajectories") for rank in (0, 1)]
+    episodes = [[r for r in each if r.data["info"]["split"] == "train"] for each in everything]
+    # The held-out problems are shared out too: each is played once.
+    assert [sum(r.step == 0 and r.data["info"]["split"] == "eval" for r in each) for each in everything] == [
+        4,
+        4,
+    ]
     for rank in (0, 1):
         for row in rows[rank].values():
             assert row["ddp/process_index"] == row["ddp/local_process_index"] == rank

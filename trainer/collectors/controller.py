@@ -35,7 +35,9 @@ class Kept(Protocol):
 
 class Controller(Collector):
     units: Mapping[str, str] = {
-        **{f"{part}/Accuracy_{what}": "fraction 0-1" for part in ("Train", "Val") for what in ("Mean", "Std")},
+        **{
+            f"{part}/Accuracy_{what}": "fraction 0-1" for part in ("Train", "Val") for what in ("Mean", "Std")
+        },
         **{f"{part}/Latency_{what}": "ms" for part in ("Train", "Val") for what in ("Mean", "Std")},
         **{f"{part}/Budget_Violation_Rate": "fraction 0-1" for part in ("Train", "Val")},
     }
@@ -81,7 +83,7 @@ class Controller(Collector):
 
 def _columns(trajectories: Sequence[Trajectory]) -> dict[str, list[float]]:
     rows = [{"reward": t.reward, **t.metrics} for t in finished(trajectories) if t.reward is not None]
-    return {column: [row[column] for row in rows] for column in _COLUMNS}  # type: ignore[misc]
+    return {column: [row[column] for row in rows] for column in _COLUMNS}
 
 
 def _curves(part: str, decisions: Mapping[str, Sequence[float]], *, spread: bool) -> Metrics:

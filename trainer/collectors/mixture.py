@@ -15,6 +15,7 @@ Invariants
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,10 +30,14 @@ _TRAIN_ACCURACIES = ("train/accuracy", *(f"train/accuracy_{d}" for d in sorted(s
 class DatasetMetricsCollector(Collector):
     """`dataset/{source}/*` and `train/accuracy*` of a rollout batch, `val/{source}/*` of an evaluation."""
 
-    units = {
+    units: Mapping[str, str] = {
         f"{prefix}/{s}/accuracy": "percent" for prefix in ("dataset", "val") for s in SOURCES
     } | dict.fromkeys(_TRAIN_ACCURACIES, "percent")
-    axes = {"dataset/*": "train/step", "train/accuracy*": "train/step", "val/*": "global_step"}
+    axes: Mapping[str, str] = {
+        "dataset/*": "train/step",
+        "train/accuracy*": "train/step",
+        "val/*": "global_step",
+    }
 
     def __init__(self) -> None:
         self._samples: dict[str, list[tuple[bool, float]]] = {}
@@ -59,7 +64,8 @@ class DatasetMetricsCollector(Collector):
 
     def of_rollouts(self, at: At, trajectories: Sequence[Trajectory]) -> Metrics:
         self.reset()
-        for source, reward in _graded(trajectories):
+        # In the order of the sources, not of the problems that were drawn: so is the summary.
+        for source, reward in sorted(_graded(trajectories), key=lambda graded: SOURCES.index(graded[0])):
             self.add_sample(source, reward == 1.0, reward)
         return self.get_metrics() | {"train/step": at.batch_step}
 
@@ -78,14 +84,14 @@ class DatasetMetricsCollector(Collector):
         return "\n".join(lines)
 
     def print_summary(self) -> None:
-        print(self.summary())
+        _print(self.summary())
 
 
 class JudgeMetricsCollector(Collector):
     """`judge/*` of a rollout batch: how often the judge could be asked and understood, and what it said."""
 
-    axes = {"judge/*": "train/step"}
-    units = {
+    axes: Mapping[str, str] = {"judge/*": "train/step"}
+    units: Mapping[str, str] = {
         f"judge/{name}": "fraction"
         for name in (
             "success_rate",
@@ -145,7 +151,7 @@ class JudgeMetricsCollector(Collector):
         return f"LLM Judge统计 (总计: {self.total} 次):\n  成功: {self.successes} ({rate:.1f}%)"
 
     def print_summary(self) -> None:
-        print(self.summary())
+        _print(self.summary())
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ class Prices:
     def of(self, trajectory: Trajectory) -> float:
         """Return what a trajectory cost: the policy's tokens, over all its turns, and its judge's."""
         judge = trajectory.info.get("judge") or {}
-        millionths = (
+        millionths: float = (
             (trajectory.prompt_tokens or 0) * self.executor_prompt
             + (trajectory.completion_tokens or 0) * self.executor_completion
             + judge.get("prompt_tokens", 0) * self.judge_prompt
@@ -180,8 +186,8 @@ class _Spent:
 class CostTracker(Collector):
     """`cost/*`, cumulative since the run began, and `val/{source}/avg_cost`."""
 
-    axes = {"cost/*": "global_step"}
-    units = {"cost/total_cost": "USD", "cost/avg_cost_per_sample": "USD"} | {
+    axes: Mapping[str, str] = {"cost/*": "global_step"}
+    units: Mapping[str, str] = {"cost/total_cost": "USD", "cost/avg_cost_per_sample": "USD"} | {
         f"val/{source}/avg_cost": "USD" for source in SOURCES
     }
 
@@ -239,7 +245,13 @@ class CostTracker(Collector):
         return f"成本统计:\n  总成本: ${self._spent.total_cost:.4f}"
 
     def print_summary(self) -> None:
-        print(self.summary())
+        _print(self.summary())
+
+
+def _print(text: str) -> None:
+    # A terminal whose encoding has no Chinese must not end a training.
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding))
 
 
 def _graded(trajectories: Sequence[Trajectory]) -> list[tuple[str, float]]:
@@ -253,7 +265,13 @@ def _percent(right: Sequence[bool]) -> float:
 def self_test() -> None:
     """Feed the three collectors what is easy to check by hand, and print what they make of it."""
     datasets, judge, cost = DatasetMetricsCollector(), JudgeMetricsCollector(), CostTracker()
-    for source, correct in [("gsm8k", True), ("gsm8k", True), ("gsm8k", False), ("math", True), ("math", False)]:
+    for source, correct in [
+        ("gsm8k", True),
+        ("gsm8k", True),
+        ("gsm8k", False),
+        ("math", True),
+        ("math", False),
+    ]:
         datasets.add_sample(source, correct)
     judge.add_stats({"correct": 60, "incorrect": 25, "parse_failure": 10, "api_failure": 5})
     for dollars in (0.015, 0.02):

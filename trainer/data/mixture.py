@@ -137,7 +137,10 @@ def problem_of(row: Any) -> Problem:
     answer = _text(row, "answer", "ground_truth")
     if source in ("commonsenseqa", "mmlu"):
         choices = _choices(row)
-        return Problem(source, question, _letter(answer, choices), choices=choices)
+        # MMLU's own form is the place of the option, as a number: the text "3" may be an option.
+        place = row.get("answer")
+        letter = _letter_at(place, choices) if isinstance(place, int) else _letter(answer, choices)
+        return Problem(source, question, letter, choices=choices)
     solution = str(row.get("solution") or "")
     if source == "gsm8k":
         # GSM8K's own answers are whole solutions, the number after the marks.
@@ -181,15 +184,20 @@ def _choices(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _letter(answer: str, choices: tuple[str, ...]) -> str:
-    """Return the letter of an answer, which may be a letter, the place of an option (from 0), or its text."""
-    letters = LETTERS[: len(choices)]
-    if answer in choices:
-        return letters[choices.index(answer)]
-    if len(answer) == 1 and answer.upper() in letters:
+    """Return the letter of an answer, which may be that letter, the text of an option, or its place in digits."""
+    if len(answer) == 1 and answer.upper() in LETTERS[: len(choices)]:
         return answer.upper()
-    if answer.isdecimal() and int(answer) < len(choices):
-        return letters[int(answer)]
+    if answer in choices:
+        return LETTERS[choices.index(answer)]
+    if answer.isdecimal():
+        return _letter_at(int(answer), choices)
     raise ValueError(f"its answer {answer!r} is none of its {len(choices)} choices")
+
+
+def _letter_at(place: int, choices: tuple[str, ...]) -> str:
+    if not 0 <= place < len(choices):
+        raise ValueError(f"its answer {place!r} is none of its {len(choices)} choices, counted from 0")
+    return LETTERS[place]
 
 
 def _identifier(name: str) -> str:
@@ -229,35 +237,40 @@ def _distinct(source: str, make_one: Callable[[random.Random], Problem], n: int,
     return list(problems.values())
 
 
-_NAMES = "Tom Ann Sam Eva".split()
-_THINGS = "apples books coins".split()
+_NAMES = ("Tom", "Ann", "Sam", "Eva")
+_THINGS = ("apples", "books", "coins")
 
 
 def _gsm8k(rng: random.Random) -> Problem:
     name, things = rng.choice(_NAMES), rng.choice(_THINGS)
-    a, b = rng.randint(1, 4), rng.randint(1, 4)
+    a, b = rng.randint(1, 3), rng.randint(1, 3)
     question, steps, answer = f"{name} has {a} {things} and buys {b} more", [f"{a}+{b}={a + b}"], a + b
     if rng.random() < 0.5:
-        c = rng.randint(1, min(3, answer))
+        c = rng.randint(1, 2)
         question += f", then gives away {c}"
         steps.append(f"{answer}-{c}={answer - c}")
         answer -= c
     return Problem(
-        "gsm8k", f"{question}. How many {things} are there now?", str(answer), f"{' '.join(steps)}\n#### {answer}"
+        "gsm8k",
+        f"{question}. How many {things} are there now?",
+        str(answer),
+        f"{' '.join(steps)}\n#### {answer}",
     )
 
 
 def _math(rng: random.Random) -> Problem:
-    d = rng.randint(3, 9)
-    b = rng.randint(2, d - 1)
+    b = rng.randint(2, 5)
     a = rng.randint(1, b - 1)
+    d, x = rng.randint(b + 1, 9), rng.choice("xyz")
     plus, minus = f"{a}+{b - a}={b}", f"{b}-{a}={b - a}"
     # A sum's reference is in lowest terms, its demonstration is not: whether they are equal is what a judge decides.
     return rng.choice(
         [
-            Problem("math", f"Solve x + {a} = {b}.", str(b - a), f"{minus}\n\\boxed{{{b - a}}}"),
+            Problem("math", f"Solve {x} + {a} = {b}.", str(b - a), f"{minus}\n\\boxed{{{b - a}}}"),
             Problem("math", f"Add {a}/{d} and {b - a}/{d}.", _lowest(b, d), f"{plus}\n\\boxed{{{b}/{d}}}"),
-            Problem("math", f"Take {a}/{d} from {b}/{d}.", _lowest(b - a, d), f"{minus}\n\\boxed{{{b - a}/{d}}}"),
+            Problem(
+                "math", f"Take {a}/{d} from {b}/{d}.", _lowest(b - a, d), f"{minus}\n\\boxed{{{b - a}/{d}}}"
+            ),
         ]
     )
 
@@ -277,7 +290,7 @@ _CHAINS = (
 def _hotpotqa(rng: random.Random) -> Problem:
     facts, asked = [], []
     for thing, place, again, higher in rng.sample(_CHAINS, 2):
-        i, j = rng.randint(1, 9), rng.randint(1, 9)
+        i, j = rng.randint(1, 5), rng.randint(1, 5)
         hops = [f"The {thing} is {place} {i}.", f"{again} {i} is {higher} {j}."]
         facts += hops
         kind = higher.removeprefix("on ")
@@ -319,7 +332,11 @@ def _choice(source: str, facts: Mapping[str, int], n_choices: int) -> Callable[[
         choices = sorted([number, *rng.sample(others, n_choices - 1)])
         letter = LETTERS[choices.index(number)]
         return Problem(
-            source, f"How many {asked}?", letter, f"Answer: {letter}", tuple(str(choice) for choice in choices)
+            source,
+            f"How many {asked}?",
+            letter,
+            f"Answer: {letter}",
+            tuple(str(choice) for choice in choices),
         )
 
     return make_one

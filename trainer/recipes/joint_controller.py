@@ -40,7 +40,7 @@ class JointControllerSettings(Settings):
     # what is chosen for
     dataset_names: str = "direct,relay,chain,mixed"  # families of samples
     train_size: int = 2000  # samples of an epoch
-    budgets: str = "40,55,70,85"  # percent of the full model's latency; one for each sample
+    budgets: str = "50,60,75,90"  # percent of the full model's latency; one for each sample
     violation_weight: float = 1.0  # of the penalty for exceeding it
     latency: str = "measured"  # or counted: the same on every machine
     # what is run
@@ -184,12 +184,16 @@ def collectors_for(settings: JointControllerSettings) -> Sequence[Controller]:
 
 # About a minute and a half on two cores, 15 s of it for the adaptive model.
 QUICK = {
-    "train_size": 128,
+    "hidden": 64,
+    "layers": 2,
+    "train_size": 512,
     "epochs": 10,
-    "rollouts_per_step": 16,
-    "group_size": 16,
-    "lr": 5e-4,
+    "rollouts_per_step": 64,  # many samples and few tries of each: what a sample needs is learnt by comparing samples
+    "group_size": 4,
+    "lr": 7e-4,
+    "kl_weight": 0.05,  # less, and the policy settles on one choice for all samples
     "warmup_problems": 500,
+    "warmup_max_steps": 200,
     "checkpoint_interval": 8,
 }
 

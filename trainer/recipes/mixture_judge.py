@@ -117,7 +117,11 @@ def problems_for(settings: MixtureSettings, data: Path | None) -> Problems:
     random.Random(f"order {settings.seed}").shuffle(train)
     train = train[: settings.max_prompts or None]
     pools = {name: [p for p in train if p.source == name] for name in sources}
-    empty = [d for d, share in ratios.items() if share and not any(pools.get(s) for s in SOURCES if DOMAINS[s] == d)]
+    empty = [
+        d
+        for d, share in ratios.items()
+        if share and not any(pools.get(s) for s in SOURCES if DOMAINS[s] == d)
+    ]
     if empty or not held_out:
         raise DataError(
             f"{source}: there is no problem to train on in the domain {' nor in '.join(map(repr, empty))}."
@@ -244,15 +248,17 @@ QUICK = {
     "judge_url": "",
     "vocab_size": 1024,
     "warmup_problems": 1500,
-    "warmup_target": 0.4,
-    "steps": 40,
-    "rollouts_per_step": 40,
+    "warmup_target": 0.45,
+    "steps": 60,
+    "rollouts_per_step": 48,
     "group_size": 4,
-    "lr": 3e-4,
+    "train_batch_size": 96,  # two optimiser steps for each rollout batch
+    "lr": 8e-4,
+    "schedule": "linear",  # to 0: at a constant rate the last batches lose some of it again
     "max_new_tokens": 32,
     "max_length": 192,
     "eval_size": 96,
-    "eval_interval": 10,
+    "eval_interval": 20,
     "checkpoint_interval": 5,
 }
 

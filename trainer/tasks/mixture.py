@@ -3,7 +3,7 @@ r"""One question of six sources, one answer; right or wrong, by the rule of its 
     source          the answer is                          decided by
     gsm8k           the number after `####`, or the last   a rule
     math            \boxed{…}                              a rule; a judge where it is an expression in another form
-    hotpotqa        what follows `Answer:`                 a rule; a judge where it shares words with the reference
+    hotpotqa        what follows `Answer:`                 a rule if it is the reference, word for word; else a judge
     commonsenseqa   the letter that follows `Answer:`      a rule
     mmlu            the same                               a rule
     humaneval       code                                   its tests, run in the sandbox
@@ -166,7 +166,7 @@ def _boxed(text: str, problem: Problem) -> str | None:
 
 def _after_answer(text: str) -> str | None:
     """Return the line that follows the last "Answer:"; None if there is none."""
-    match = re.search(r".*\banswer(?: is)?\s*:?\s*(.+)", text, re.IGNORECASE | re.DOTALL)
+    match = re.search(r".*\banswer(?:\s+is\s*:?|\s*:)\s*(.+)", text, re.IGNORECASE | re.DOTALL)
     line = match[1].strip().splitlines()[0].strip(" .*\"'") if match and match[1].strip() else ""
     return line or None
 
@@ -183,7 +183,7 @@ def _letter(text: str, problem: Problem) -> str | None:
     said = _span(text, problem)
     if said is None:
         return None
-    match = re.match(rf"\(?([{letters}])(?:[).:\s]|\Z)", said)
+    match = re.match(rf"\(?([{letters}])(?:[).:]|\Z)", said)
     if match:
         return match[1]
     for letter, choice in zip(letters, problem.choices, strict=False):
@@ -212,8 +212,11 @@ def _same_expression(answer: str, problem: Problem) -> bool | None:
     given, wanted = _plain_math(answer), _plain_math(problem.answer)
     if given == wanted:
         return True
-    both_numbers = _NUMBER.fullmatch(given) and _NUMBER.fullmatch(wanted)
+    both_numbers = _PLAIN_NUMBER.fullmatch(given) and _PLAIN_NUMBER.fullmatch(wanted)
     return abs(float(given) - float(wanted)) < 1e-6 if both_numbers else None
+
+
+_PLAIN_NUMBER = re.compile(r"-?(?:\d+(?:\.\d*)?|\.\d+)", re.ASCII)
 
 
 def _plain_math(text: str) -> str:
@@ -232,7 +235,8 @@ def _same_span(answer: str, problem: Problem) -> bool | None:
     given, wanted = _words(answer), _words(problem.answer)
     if given == wanted:
         return True
-    return None if set(given) & set(wanted) else False
+    # Other words may name the same thing, but yes is not no.
+    return False if {*given} | {*wanted} == {"yes", "no"} else None
 
 
 def _words(text: str) -> list[str]:
@@ -266,8 +270,9 @@ def program_of(problem: Problem, text: str) -> str:
     fenced = _FENCED.findall(text)
     code = fenced[-1] if fenced else text
     whole = re.search(rf"^def {re.escape(problem.entry_point)}\(", code, re.MULTILINE)
+    prompt = problem.question.rstrip() + "\n"
     # The prompt's imports and its other functions are needed in either case.
-    body = f"{problem.question}    pass\n{code}" if whole else f"{problem.question}{_indented(code)}"
+    body = f"{prompt}    pass\n{code}" if whole else f"{prompt}{_indented(code)}"
     return f"{body}\n{problem.test}\ncheck({problem.entry_point})\n"
 
 
