@@ -71,9 +71,12 @@ def test_a_mail_of_cmus_tree_is_read_with_its_time_in_utc(tmp_path):
 
 
 def test_a_tree_is_read_in_the_order_of_its_names(tmp_path):
-    maildir(tmp_path, **{"2.": CMU_MAIL, "10.": CMU_MAIL, "1.": CMU_MAIL})
+    places = [f"{person}/{number}." for person in "hcafbged" for number in (2, 10, 1)]
+    for place in places:
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_bytes(CMU_MAIL)
 
-    assert [mail.file_name[-3:].strip("/") for mail in read(tmp_path)] == ["1.", "10.", "2."]
+    assert [mail.file_name for mail in read(tmp_path)] == sorted(places)
 
 
 def test_an_mbox_is_read(tmp_path):
@@ -159,6 +162,12 @@ def test_a_damaged_line_is_named_and_the_lines_around_it_are_read(tmp_path, line
     assert (first.body, second.body) == ("one", "two")
     assert isinstance(damaged, Damaged)
     assert damaged.where == "line 2"
+
+
+def test_half_a_surrogate_pair_in_a_mail_is_replaced(tmp_path):
+    (tmp_path / "mails.jsonl").write_text('{"body": "a \\ud800 b"}\n')
+
+    assert [mail.body for mail in Inbox.of(read(tmp_path / "mails.jsonl"), "x")] == ["a ? b"]
 
 
 def test_a_source_that_is_not_there_is_refused(tmp_path):
@@ -271,7 +280,7 @@ def test_a_keyword_of_several_words_is_a_phrase_and_endings_are_one():
 
 
 @pytest.mark.parametrize(
-    "odd", ['"', "a AND", "NEAR(", "body:x", "*", "", "-", "x' OR 1=1 --", "\x00", "\ud800"]
+    "odd", ['"', "a AND", "NEAR(", "body:x", "*", "", "-", "x' OR 1=1 --", "\x00", "\ud800", 'x"y', "x\ud800"]
 )
 def test_no_keyword_is_a_mistake_of_syntax(odd):
     assert ids(INBOX.search([odd])) == []
@@ -340,6 +349,7 @@ def test_a_disguised_mail_keeps_its_words_and_nothing_that_could_be_an_answer():
     assert one.body.endswith(" on 12 / 14")
     assert (len(one.subject), len(one.body)) == (len("meter 1517"), len("deal 48213 on 12 / 14"))
     assert one.subject != "meter 1517"
+    assert one.body != "deal 48213 on 12 / 14"
     assert one.message_id.startswith("enron1-")
     assert one.message_id != "enron1-0004"
     assert two.message_id.startswith("no number-")

@@ -68,7 +68,7 @@ _CODE = re.compile(r"\b\d{2,4}\b")
 _GREETING = re.compile(r"([a-z]{3,12}) ?[,:-] ?\n", re.IGNORECASE)
 _NUMBER = re.compile(r"\b(meter|deal|contract|order|ticket|sitara)s? #? ?(\d{3,8})(?!\d)", re.IGNORECASE)
 # A word that one subject in so many has is no rarity: a small vocabulary has a token for it.
-COMMON = 60
+COMMON = 40
 # Numbers are from a mail's beginning.
 KEYWORD_CHARS = 600
 # Of a large inbox, only so many mails are asked about.
@@ -104,7 +104,7 @@ def questions_of(
 
 
 def common_words(inbox: Inbox) -> frozenset[str]:
-    """Return the words that one subject in 60 has: a small vocabulary has tokens for them."""
+    """Return the words that one subject in 40 has: a small vocabulary has tokens for them."""
     n_mails, n_subjects = 0, Counter[str]()
     for mail in itertools.islice(inbox, MAX_ASKED):
         n_mails += 1
