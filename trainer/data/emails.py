@@ -104,8 +104,8 @@ def _read_tree(root: Path) -> Iterator[Mail | Damaged]:
                 yield Damaged(where, _why(error))
                 continue
             yield parse(raw, where)
-    for error in unread:
-        yield Damaged(str(error.filename), _why(error))
+    for failure in unread:
+        yield Damaged(str(failure.filename), _why(failure))
 
 
 def _why(error: OSError) -> str:
