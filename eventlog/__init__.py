@@ -17,6 +17,7 @@ from typing import Any
 
 from eventlog import ending as _ending
 from eventlog import run as _run
+from eventlog import stand_ins as _stand_ins
 from eventlog.artifact import Artifact
 from eventlog.errors import (
     CommError,
@@ -92,6 +93,7 @@ __all__ = [
     "box3d",
     "controller",
     "define_metric",
+    "ensure_configured",
     "finish",
     "init",
     "join",
@@ -241,8 +243,20 @@ def login(*args: Any, **options: Any) -> bool:
     return True
 
 
-def setup(settings: Any = None) -> None:
-    """Do nothing: no process has to be started."""
+class _Setup:
+    """What `setup` returns: W&B's client has its settings there."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+
+def setup(settings: Any = None) -> _Setup:
+    """Return the settings: no process has to be started."""
+    return _Setup(Settings(**(settings.given if isinstance(settings, Settings) else dict(settings or {}))))
+
+
+def ensure_configured() -> None:
+    """Do nothing: there is nothing to be configured."""
 
 
 def teardown(exit_code: int | None = None) -> None:
@@ -312,6 +326,12 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(_MODULES[name])
     if name in _FROM_PLOT:
         return getattr(importlib.import_module("eventlog.plot"), name)
+    if name == "api":
+        return _stand_ins.API
+    if name in _stand_ins.MODULES:
+        return _stand_ins.MODULES[name]
+    if name in _stand_ins.INTEGRATIONS:
+        raise AttributeError(_stand_ins.where_instead(name))
     raise AttributeError(f"module 'eventlog' has no attribute {name!r}")
 
 

@@ -8,7 +8,8 @@ Invariants
 ----------
 * In this process, `import wandb` is `import eventlog`, whichever library says it, and whether W&B's client is
   installed or not.
-* A module of W&B's that has nothing in its place here is not found, as one that is not installed.
+* A module of W&B's that has nothing in its place here is not found, as one that is not installed; the error says what
+  to use instead.
 
 Nothing is changed on the disk, and no other process: a script that starts Python processes of its own has `wandb` there
 again.
@@ -22,7 +23,8 @@ from types import ModuleType
 from typing import Any
 
 import eventlog
-from eventlog import errors, stand_ins
+from eventlog import errors, logged, stand_ins
+from eventlog.entry import random_id
 
 # Where W&B's client has something that libraries name, and what is in its place.
 _PLACES = {
@@ -39,9 +41,26 @@ _INNER: dict[str, dict[str, Any]] = {
     "wandb.apis": {"PublicApi": stand_ins.Api},
     "wandb.apis.public": {"Api": stand_ins.Api},
     "wandb.sdk": {},
+    "wandb.sdk.artifacts": {},
+    "wandb.sdk.artifacts.artifact": {"Artifact": eventlog.Artifact},
+    "wandb.sdk.wandb_config": {"Config": logged.Config},
+    "wandb.sdk.wandb_summary": {"Summary": logged.Summary},
     "wandb.sdk.lib": {"RunDisabled": type("RunDisabled", (), {"__doc__": "No run here is one."})},
     "wandb.sdk.lib.config_util": {"ConfigError": errors.ConfigError},
+    "wandb.sdk.lib.runid": {"generate_id": random_id},
 }
+
+
+class _NothingElse:
+    """Finds no module of W&B's besides those that have something in their place: not by its name among ours either."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+        if name.startswith("wandb."):
+            inner = name.partition(".")[2]
+            raise ModuleNotFoundError(
+                f"No module named {name!r}. {stand_ins.where_instead(inner)}", name=name
+            )
 
 
 def take_its_place() -> None:
@@ -60,6 +79,10 @@ def take_its_place() -> None:
         for attribute, value in inside.items():
             setattr(module, attribute, value)
         sys.modules[name] = module
+    for name, module in stand_ins.MODULES.items():
+        sys.modules[f"wandb.{name}"] = module
+    if _NothingElse not in sys.meta_path:
+        sys.meta_path.insert(0, _NothingElse)
     for name in (*_INNER, *_PLACES):
         # As importing them would do.
         parent, _, child = name.rpartition(".")

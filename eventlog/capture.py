@@ -7,7 +7,7 @@
 Invariants
 ----------
 * Each part can be switched off, by the argument or variable that switches it off in W&B's client.
-* Nothing is recorded once `stop` has returned.
+* Nothing is recorded once `stop` has returned, if it waits.
 
 How each part finds out what it records is its own: `console`, `redirect`, `system`, `surroundings`.
 """
@@ -101,15 +101,15 @@ class Capture:
         """Record what was printed and has no newline yet; to be called every second."""
         self._console.flush()
 
-    def stop(self) -> None:
-        """End, with what was found out so far."""
+    def stop(self, waits: bool = True) -> None:
+        """End, with what was found out so far; unless `waits`, without what other threads are about to write."""
         try:
-            if self._surroundings is not None:
+            if self._surroundings is not None and waits:
                 self._surroundings.join(_SURROUNDINGS_WAIT_S)
         finally:
             # Also after Ctrl-C.
             self._is_stopped = True
-            self._system.stop()
+            self._system.stop(waits)
             self._console.stop()
 
     def _look_around(self) -> None:

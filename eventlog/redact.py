@@ -34,6 +34,7 @@ _SECRET = re.compile(
 )
 # Names that are a secret's where a text stands there; a list or a number under them is something else.
 _SECRET_TEXT = re.compile(rf"(?:^|_)(?:(?:auth|pass)$|(?:{_SERVICES})_(?:key|token)s?(?:_|$))")
+_PLACEHOLDER = re.compile(r"<.*>|\[.*\]")
 _TOKEN = re.compile(r"(?:^|_)tokens?$")
 # A credential is one long word; `<|endoftext|>` and `[PAD]` are not.
 _LOOKS_SECRET = re.compile(r"[A-Za-z0-9._~+/=:-]{16,}")
@@ -69,7 +70,7 @@ def looks_secret(name: str, value: object) -> bool:
     if not isinstance(value, (str, bytes)):
         return False
     if _SECRET_TEXT.search(words):
-        return True
+        return not (isinstance(value, str) and _PLACEHOLDER.fullmatch(value))
     return (
         _TOKEN.search(words) is not None
         and isinstance(value, str)

@@ -62,7 +62,7 @@ _SYNC_INTERVAL_S = 1.0
 _LOOKS_A_SYNC = 4
 _SYNC_AT_BYTES = 4 * 1024 * 1024
 _ACK_POLL_S = 0.5
-# Who stores a file may wait for the very `log` in the middle of which a signal handler calls `finish`.
+# For who stores a file, where that one may wait for us.
 _CUT_IN_WAIT_S = 10.0
 # What a traceback says is at its end.
 _ERROR_MAX_CHARS = 8000
@@ -111,7 +111,7 @@ class Run:
         self.disabled = disabled
         self.offline = wished.about["mode"] == "offline"
         self.sweep_id: str | None = wished.about.get("sweep_id")
-        self.settings = Settings(**_as_settings(identity, wished, name))
+        self.settings = Settings(**_as_settings(identity, run_dir, wished, name))
         self.config = Config(
             config,
             self._record_config,
@@ -592,11 +592,11 @@ class Run:
             self._stop.set()
             self.unwatch()
             if has_log:
+                waits = not self._is_cut_in_on()
                 self.config.catch_up()
                 if self._capture is not None:
-                    self._capture.stop()
-                is_in_a_log = any(writer.is_cut_in_on for writer in self._writers())
-                self._files.finish(_CUT_IN_WAIT_S if is_in_a_log else None)
+                    self._capture.stop(waits)
+                self._files.finish(None if waits else _CUT_IN_WAIT_S)
         finally:
             # Ctrl-C while a large file is stored, say, costs that file, and no `exit`.
             try:
@@ -609,6 +609,10 @@ class Run:
             self._say(f"{self.dropped:,} records of {self.path} could not be written and are lost.")
         if sync_timeout is not None and has_log:
             self._wait_for_acks(sync_timeout)
+
+    def _is_cut_in_on(self) -> bool:
+        """Say whether a signal handler asks in the middle of a `log`: other threads may then wait for this one."""
+        return any(_is_mine(lock) for lock in (self._opening, *(each.lock for each in self._writers())))
 
     def _end(self, exit_code: int, error: str | None) -> None:
         """Write `exit`, after which no stream has another record."""
@@ -1022,7 +1026,17 @@ class Run:
         )
 
 
-def _as_settings(identity: RunIdentity, wished: Wishes, name: str | None) -> dict[str, Any]:
+def _is_mine(lock: threading.RLock) -> bool:
+    """Say whether this thread holds `lock`."""
+    try:
+        # This asks for that, and does nothing else: nobody waits for it.
+        threading.Condition(lock).notify()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _as_settings(identity: RunIdentity, run_dir: Path, wished: Wishes, name: str | None) -> dict[str, Any]:
     about = wished.about
     return {
         "project": identity.project,
@@ -1037,6 +1051,8 @@ def _as_settings(identity: RunIdentity, wished: Wishes, name: str | None) -> dic
         "resume": wished.resume,
         "reinit": wished.reinit,
         "root_dir": str(wished.root),
+        "sync_dir": str(run_dir),
+        "files_dir": str(run_dir),
         "save_code": wished.save_code,
         "silent": wished.is_quiet,
         "sweep_id": about.get("sweep_id"),

@@ -100,6 +100,20 @@ class Settings:
             say_once(f"Settings({name}=…)", _WHERE_ELSE.get(name, "does nothing here."))
         return found
 
+    def copy(self, *, update: Mapping[str, Any] | None = None, **options: Any) -> Settings:
+        """Return the same settings, with what `update` says."""
+        return Settings(**{**self.given, **(update or {})})
+
+    model_copy = copy
+
+    def update_from_dict(self, settings: Mapping[str, Any]) -> None:
+        self.given.update(settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.given)
+
+    model_dump = to_dict
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "given":
             raise AttributeError(name)

@@ -11,8 +11,10 @@ What is done, if in another way, is not here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from enum import Enum
+from types import ModuleType
 from typing import Any, NoReturn
 
 from eventlog.errors import UnsupportedError
@@ -48,6 +50,25 @@ def agent(*args: Any, **options: Any) -> NoReturn:
 def controller(*args: Any, **options: Any) -> NoReturn:
     """Refuse, in words: a controller is W&B's."""
     raise UnsupportedError(f"controller() {_SWEEP}")
+
+
+class _InnerApi:
+    """Stands in for `wandb.api`, of which scripts ask whether there is a key."""
+
+    @property
+    def api_key(self) -> str | None:
+        return os.environ.get("WANDB_API_KEY")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UnsupportedError(
+            f"api.{name} is W&B's, and nothing here talks to its servers. For what W&B has, use wandb.Api() of the "
+            "package wandb."
+        )
+
+
+API = _InnerApi()
 
 
 class UsedArtifact:
@@ -149,6 +170,45 @@ class ArtifactTTL(Enum):
     """How long W&B keeps an artifact."""
 
     INHERIT = 0
+
+
+def module_that_does_nothing(name: str, instead: str) -> ModuleType:
+    """Return a module of which every function says once that it does nothing."""
+
+    def stand_in(attribute: str) -> Callable[..., Any]:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        return does_nothing(f"{name}.{attribute}", instead)
+
+    module = ModuleType(f"eventlog.{name}", f"Stands in for `wandb.{name}`: does nothing, and says so.")
+    module.__dict__["__getattr__"] = stand_in
+    return module
+
+
+MODULES = {
+    "gym": module_that_does_nothing(
+        "gym", "does nothing here: log videos with run.log({'video': eventlog.Video(path)})."
+    ),
+    "tensorboard": module_that_does_nothing(
+        "tensorboard",
+        "does nothing here: what is written for TensorBoard is not logged. Log with run.log(…); init(tensorboard=True) "
+        "writes the same for TensorBoard.",
+    ),
+}
+# Modules of W&B's package with callbacks for a library, of which each does something that a script needs.
+INTEGRATIONS = frozenset(
+    {"catboost", "integration", "keras", "lightgbm", "sacred", "sklearn", "tensorflow", "xgboost"}
+)
+
+
+def where_instead(name: str) -> str:
+    """Return what to use instead of a module of W&B's package that nothing is in the place of."""
+    if name.split(".")[0] in INTEGRATIONS:
+        return (
+            f"Nothing here is in the place of wandb.{name}. Call run.log(…) in a callback of your own, or use "
+            "eventlog.integrations: transformers, lightning, accelerate, tensorboard."
+        )
+    return f"Nothing here is in the place of wandb.{name}, an inner module of W&B's client."
 
 
 def does_nothing(name: str, instead: str = "does nothing here.", result: Any = None) -> Callable[..., Any]:

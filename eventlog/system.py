@@ -8,7 +8,7 @@ Invariants
 * What the machine does not tell is left out; a sample never fails, and a training never waits for one.
 * Only the file system of `/` is asked: a dead mount elsewhere cannot hang a sample.
 * Nothing is read, and nothing is imported, between samples and before the first.
-* Nothing is written once `stop` has returned.
+* Nothing is written once `stop` has returned, if it waits.
 
 Counters (bytes, retransmits) count from the first sample, and `cpu` is the mean since the sample before.  Names are
 W&B's without their `system.`.  Its profiling counters of Hopper GPUs (`smActive` …) are not here: they cost 0.2 s a sample.
@@ -24,7 +24,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 INTERVAL_S = 15.0
-_STOP_WAIT_S = 5.0
 _MIB = 1024**2
 _GIB = 1024**3
 # What a GPU does for this process is told under this name as well, if the process uses it.
@@ -53,16 +52,19 @@ class System:
             target=self._run, args=(self._stopped, self._writing), name="eventlog system", daemon=True
         ).start()
 
-    def stop(self) -> None:
-        """End the sampling; a sample under way is not waited for, and not written."""
+    def stop(self, waits: bool = True) -> None:
+        """End the sampling; a sample under way is not waited for, and not written.
+
+        Unless `waits`, neither is the writing of one: it may wait for the caller.
+        """
         if self._pid != os.getpid():
             return
         self._pid = 0
         self._stopped.set()
-        # Whoever writes has looked at `_stopped` before; from now on, nobody does. Not for ever: a signal handler may
-        # stop it in the middle of a `log` that the sample waits for, and which refuses the sample once the run has ended.
-        if self._writing.acquire(timeout=_STOP_WAIT_S):
-            self._writing.release()
+        if waits:
+            # Whoever writes has looked at `_stopped` before; from now on, nobody does.
+            with self._writing:
+                pass
 
     def _run(self, stopped: threading.Event, writing: threading.RLock) -> None:
         try:

@@ -174,12 +174,6 @@ class StreamWriter:
         return self._at[0]
 
     @property
-    def is_cut_in_on(self) -> bool:
-        """Whether this is asked in the middle of a `write` of this thread, by a signal handler."""
-        with self.lock:
-            return self._is_writing
-
-    @property
     def is_dirty(self) -> bool:
         """Whether there is something that `sync` would make durable."""
         seq, _, segment, _ = self._at

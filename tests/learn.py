@@ -28,7 +28,6 @@ from eventlog.reader import find_runs
 LEAST = {
     "calculator": 0.2,
     "email_agent": 0.3,
-    "multiturn_qa": 0.1,
     "joint_controller": 0.1,
     "mixture_judge": 0.2,
 }

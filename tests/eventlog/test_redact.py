@@ -55,7 +55,11 @@ def test_a_secret_goes_by_its_name_wherever_it_stands(config: dict[str, Any]):
             "pad_token": "<|endoftext|>",
             "token": "[PAD]",
         },
-        {"tokens": {"pad": "<pad>", "seen": 10**12}, "openai_tokens": {"prompt": 5}},
+        {
+            "tokens": {"pad": "<pad>", "seen": 10**12},
+            "openai_tokens": {"prompt": 5},
+            "hub_token": "<HUB_TOKEN>",
+        },
         {"auth": False, "pass": 2, "passes": ["forward"], "pass_at_1": 0.5, "key": "value", "keys": ["a"]},
         {"url": "https://host/v1?n=5&model=x", "mail": "me@host", "model": "hf_model/sk-learn"},
         {"text": "bearer of news", "secret": None, "password": ""},

@@ -1058,6 +1058,25 @@ for attempt in range(10):
     assert len(done.stdout.splitlines()) == 10
 
 
+def test_finish_in_a_handler_waits_for_no_sample_that_waits_for_the_log_it_cut_in_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WANDB_X_DISABLE_STATS", "false")
+    monkeypatch.setenv("WANDB_X_STATS_SAMPLING_INTERVAL", "0.1")
+    run = begin(tmp_path)
+    assert run._events is not None
+    assert run._capture is not None
+    writing = run._capture._system._writing
+
+    # In the middle of a `log`, for which a sample waits.
+    with run._events.lock:
+        while writing.acquire(blocking=False):
+            writing.release()
+        run.finish()
+
+    assert events(run)[-1].kind == "exit"
+
+
 @at_every_bytecode
 def test_finish_in_a_handler_waits_for_nobody_who_waits_for_the_log_it_cut_in_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

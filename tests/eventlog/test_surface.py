@@ -25,12 +25,9 @@ _INNER = "an inner module of W&B's client, which its own guides do not name"
 LEFT_OUT = {
     "agents": _INNER,
     "analytics": _INNER,
-    "api": "W&B's deprecated client of its servers; `Api` says what to use",
     "apis": _INNER,
     "catboost": _INTEGRATION,
-    "ensure_configured": "deprecated, and of `api`",
     "env": _INNER,
-    "gym": _INTEGRATION,
     "helper": _INNER,
     "integration": _INTEGRATION,
     "jupyter": "the notebook magic of W&B's client",
@@ -43,7 +40,6 @@ LEFT_OUT = {
     "sagemaker_auth": "writes W&B's key for SageMaker; nothing here has a key",
     "sdk": _INNER,
     "sklearn": _INTEGRATION,
-    "tensorboard": _INTEGRATION,
     "tensorflow": _INTEGRATION,
     "termsetup": _INNER,
     "trigger": _INNER,
@@ -121,6 +117,8 @@ def test_every_method_of_a_run_takes_the_same_arguments(name: str):
         lambda run: eventlog.Molecule("x"),
         lambda run: eventlog.Plotly(None),
         lambda run: eventlog.Graph(),
+        lambda run: eventlog.tensorboard.patch(root_logdir="logs"),
+        lambda run: eventlog.gym.monitor(),
         lambda run: eventlog.EvalTable(columns=["a"], data=[[1]], input_columns=["a"]),
     ],
 )
@@ -142,6 +140,7 @@ def test_what_is_not_done_is_said_once(
         lambda run: eventlog.sweep({}),
         lambda run: eventlog.agent("id", function=print),
         lambda run: eventlog.controller("id"),
+        lambda run: eventlog.api.viewer(),
         lambda run: run.use_model("m"),
         lambda run: run.use_artifact("a:latest").download(),
     ],
@@ -151,6 +150,30 @@ def test_what_only_the_servers_can_do_is_refused_with_the_way_out(
 ):
     with pytest.raises(UnsupportedError, match=r"wandb|W&B"):
         call(run)
+
+
+def test_a_callback_that_is_not_here_is_refused_with_the_way_out():
+    with pytest.raises(AttributeError, match=r"run\.log.*eventlog\.integrations"):
+        _ = eventlog.keras
+    assert not hasattr(eventlog, "xgboost")
+    assert not hasattr(eventlog.tensorboard, "__path__")
+
+
+def test_settings_are_asked_as_wandbs_are(run: eventlog.Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    settings = eventlog.setup(eventlog.Settings(project="demo")).settings
+
+    changed = settings.copy(update={"entity": "me"})
+    changed.update_from_dict({"mode": "offline"})
+
+    assert (settings.entity, changed.to_dict()) == (
+        None,
+        {"project": "demo", "entity": "me", "mode": "offline"},
+    )
+    assert (run.settings.sync_dir, run.settings.files_dir) == (str(run.dir), str(run.dir))
+    assert eventlog.setup().settings.project is None
+    assert eventlog.ensure_configured() is None
+    assert eventlog.api.api_key == "k" * 40
 
 
 def test_a_value_that_is_not_stored_costs_only_itself(run: eventlog.Run):
@@ -222,3 +245,35 @@ def test_teardown_ends_every_run(tmp_path: Path):
 
     for run in runs:
         assert list(eventlog.read(run.dir))[-1].data == {"exitcode": 3}
+
+
+def test_in_its_place_a_module_that_is_not_here_is_not_found_and_the_error_says_what_to_use(tmp_path: Path):
+    script = """
+from eventlog.as_wandb import take_its_place
+take_its_place()
+import wandb, wandb.tensorboard
+from wandb.gym import monitor
+from wandb.sdk.lib.runid import generate_id
+wandb.tensorboard.patch(root_logdir="logs")
+for name in ("wandb.integration.sb3", "wandb.cli", "wandb.env"):
+    try:
+        __import__(name)
+    except ModuleNotFoundError as error:
+        print(error.name, "|", error)
+"""
+
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(PROJECT)},
+    )
+
+    assert done.returncode == 0, done.stderr
+    integration, command, env = done.stdout.splitlines()
+    assert integration.startswith("wandb.integration | ")
+    assert "run.log(…)" in integration
+    assert command.startswith("wandb.cli | No module named 'wandb.cli'. Nothing here is in the place")
+    assert env.startswith("wandb.env | ")
+    assert done.stderr.count("is not logged. Log with run.log(…)") == 1

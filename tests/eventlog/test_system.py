@@ -333,26 +333,6 @@ def test_the_end_waits_for_a_write_under_way():
     assert written == [True]
 
 
-def test_the_end_does_not_wait_for_a_write_that_waits_for_it():
-    writing, stopped = threading.Event(), threading.Event()
-
-    def write(sample: dict[str, float]) -> None:
-        # As a sample does whose turn comes after the `log` that a signal handler cuts in on to end the run.
-        writing.set()
-        stopped.wait(100)
-
-    system = System(write)
-    system.start()
-    assert writing.wait(100)
-
-    ending = threading.Thread(target=system.stop, daemon=True)
-    ending.start()
-    ending.join(50)
-
-    assert not ending.is_alive()
-    stopped.set()
-
-
 def test_a_write_that_fails_ends_the_sampling_and_nothing_else():
     failed = threading.Event()
 

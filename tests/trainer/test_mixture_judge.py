@@ -197,6 +197,7 @@ TINY = {
     "steps": 3,
     "rollouts_per_step": 10,
     "group_size": 2,
+    "train_batch_size": 10,
     "eval_size": 12,
     "eval_interval": 2,
     "checkpoint_interval": 1,
@@ -241,56 +242,67 @@ def misbehaving():
 
 # One row for each trajectory: what SQL needs of it, from the log itself.
 TRAJECTORIES = """
-create table t as
+create table played as
 select step,
+       data->>'$.info.split' as split,
        data->>'$.info.source' as source,
        data->>'$.info.domain' as domain,
        (data->>'$.reward')::double as reward,
        data->>'$.info.judge.result' as verdict,
-       (data->>'$.prompt_tokens')::bigint as prompt_tokens,
-       (data->>'$.completion_tokens')::bigint as completion_tokens,
-       coalesce((data->>'$.info.judge.prompt_tokens')::bigint, 0) as judge_prompt_tokens,
-       coalesce((data->>'$.info.judge.completion_tokens')::bigint, 0) as judge_completion_tokens
+       (data->>'$.metrics.num_turns')::bigint as calls,
+       ((data->>'$.prompt_tokens')::bigint * 0.10 + (data->>'$.completion_tokens')::bigint * 0.40
+        + coalesce((data->>'$.info.judge.prompt_tokens')::bigint, 0) * 0.10
+        + coalesce((data->>'$.info.judge.completion_tokens')::bigint, 0) * 0.50) / 1e6 as cost
 from read_json(?, columns={kind: 'VARCHAR', step: 'BIGINT', data: 'JSON'}, format='newline_delimited')
 where kind = 'trajectory'
 """
+BY_SOURCE = """
+select source, 100 * avg(reward), count(*), avg(reward), avg(cost) from played
+where step = ? and split = ? group by source
+"""
+VERDICTS = """
+select count(verdict), count(*) filter (verdict = 'correct'), count(*) filter (verdict = 'incorrect'),
+       count(*) filter (verdict = 'parse_failure'), count(*) filter (verdict = 'api_failure')
+from played where step = ? and split = 'train'
+"""
 
 
-def test_every_row_follows_from_the_trajectories_while_the_judge_misbehaves(capsys):
+@pytest.fixture
+def judged():
+    """A training whose judge misbehaves: its rows, its trajectories in a database, the server, and what was said."""
     with judge_server(misbehaving()) as server:
         outcome, said = train("judged", judge_url=server.url)
-
-    rows = rows_of(outcome)
     db = duckdb.connect()
     db.execute(TRAJECTORIES, [str(outcome.run_dir / "main-*" / "trajectories-*.jsonl")])
+    return rows_of(outcome), db, server, said
 
-    assert sorted(rows) == [0, 1, 2, 3]
-    for step in range(3):
+
+def test_every_row_follows_from_the_trajectories_while_the_judge_misbehaves(judged):
+    rows, db, server, said = judged
+    assert sorted(rows) == [0, 1, 2, 3, 4, 5, 6]  # two optimiser steps for each of three batches, and the end
+
+    for batch_step, step in enumerate((0, 2, 4)):
         row = rows[step]
-        by_source = db.execute(
-            "select source, 100 * avg(reward), count(*), avg(reward) from t where step = ? group by 1", [step]
-        ).fetchall()
-        assert sum(count for _, _, count, _ in by_source) == 20
-        for source, percent, count, reward in by_source:
+        by_source = db.execute(BY_SOURCE, [step, "train"]).fetchall()
+        assert sum(count for _, _, count, _, _ in by_source) == 20
+        for source, percent, count, reward, _ in by_source:
             assert row[f"dataset/{source}/accuracy"] == pytest.approx(percent)
             assert row[f"dataset/{source}/count"] == count
             assert row[f"dataset/{source}/avg_reward"] == pytest.approx(reward)
         by_domain = db.execute(
-            "select domain, 100 * avg(reward) from t where step = ? group by 1", [step]
+            "select domain, 100 * avg(reward) from played where step = ? and split = 'train' group by 1",
+            [step],
         ).fetchall()
         assert {domain: row[f"train/accuracy_{domain}"] for domain, _ in by_domain} == pytest.approx(
             dict(by_domain)
         )
-        (accuracy,) = db.execute("select 100 * avg(reward) from t where step = ?", [step]).fetchone()
-        assert row["train/accuracy"] == pytest.approx(accuracy)
-        assert row["train/step"] == step
-
-        calls, right, wrong, unread, failed = db.execute(
-            "select count(verdict), count(*) filter (verdict = 'correct'), count(*) filter (verdict = 'incorrect'), "
-            "count(*) filter (verdict = 'parse_failure'), count(*) filter (verdict = 'api_failure') "
-            "from t where step = ?",
-            [step],
+        (accuracy,) = db.execute(
+            "select 100 * avg(reward) from played where step = ? and split = 'train'", [step]
         ).fetchone()
+        assert row["train/accuracy"] == pytest.approx(accuracy)
+        assert row["train/step"] == batch_step
+
+        calls, right, wrong, unread, failed = db.execute(VERDICTS, [step]).fetchone()
         assert calls == right + wrong + unread + failed > 0
         assert row["judge/success_rate"] == pytest.approx((right + wrong) / calls)
         assert row["judge/parse_failure_rate"] == pytest.approx(unread / calls)
@@ -299,30 +311,36 @@ def test_every_row_follows_from_the_trajectories_while_the_judge_misbehaves(caps
             assert row["judge/correct_ratio"] == pytest.approx(right / (right + wrong))
             assert row["judge/incorrect_ratio"] == pytest.approx(wrong / (right + wrong))
 
-        # Validations are paid for too: they stand in the rows, source by source.
-        looked_at = [rows[s] for s in range(step + 1) if f"val/{SOURCES[0]}/count" in rows[s]]
-        validated = sum(r[f"val/{s}/count"] for r in looked_at for s in SOURCES)
-        paid = sum(r[f"val/{s}/avg_cost"] * r[f"val/{s}/count"] for r in looked_at for s in SOURCES)
-        cost, played = db.execute(
-            "select sum(prompt_tokens * 0.10 + completion_tokens * 0.40 "
-            "+ judge_prompt_tokens * 0.10 + judge_completion_tokens * 0.50) / 1e6, count(*) from t where step <= ?",
-            [step],
+    for step in (0, 2, 4, 6):
+        # Of all that was played until then, validations too.
+        cost, mean_cost, calls, verdicts = db.execute(
+            "select sum(cost), avg(cost), sum(calls), count(verdict) from played where step <= ?", [step]
         ).fetchone()
-        assert row["cost/total_cost"] == pytest.approx(cost + paid)
-        assert row["cost/executor_calls"] == played + validated
-        assert row["cost/avg_cost_per_sample"] == pytest.approx((cost + paid) / (played + validated))
+        assert rows[step]["cost/total_cost"] == pytest.approx(cost)
+        assert rows[step]["cost/avg_cost_per_sample"] == pytest.approx(mean_cost)
+        assert rows[step]["cost/executor_calls"] == calls
+        assert rows[step]["cost/judge_calls"] == verdicts
 
-    # Nothing was asked but for what is counted: there was no warm-up.
-    assert rows[3]["cost/judge_calls"] == len(server.requests)
-    assert {
-        source for source in SOURCES for step in (0, 2, 3) if rows[step][f"val/{source}/count"] == 2
-    } == set(SOURCES)
-    assert all(0.0 <= rows[3][f"val/{source}/accuracy"] <= 100.0 for source in SOURCES)
-    summaries = capsys.readouterr().out.splitlines()
+    for step in (0, 4, 6):
+        by_source = db.execute(BY_SOURCE, [step, "eval"]).fetchall()
+        assert {source for source, *_ in by_source} == set(SOURCES)
+        for source, percent, count, _, cost in by_source:
+            assert rows[step][f"val/{source}/accuracy"] == pytest.approx(percent)
+            assert rows[step][f"val/{source}/count"] == count == 2
+            assert rows[step][f"val/{source}/avg_cost"] == pytest.approx(cost)
+
+    # There was no warm-up: nothing was asked but for what is counted.
+    assert rows[6]["cost/judge_calls"] == len(server.requests)
+    assert f"judge: openai/gpt-oss-120b at {server.url}" in said
+
+
+def test_the_last_thing_it_prints_is_how_the_sources_the_judge_and_the_costs_came_out(capsys):
+    outcome, _ = train("summaries", steps=1)
+
+    rows, summaries = rows_of(outcome), capsys.readouterr().out.splitlines()
     assert summaries[0] == "数据集统计摘要:"
     assert any(line.startswith("LLM Judge统计 (总计: ") for line in summaries)
-    assert summaries[-1] == f"  总成本: ${rows[3]['cost/total_cost']:.4f}"
-    assert f"judge: openai/gpt-oss-120b at {server.url}" in said
+    assert summaries[-1] == f"  总成本: ${rows[2]['cost/total_cost']:.4f}"
 
 
 def test_a_judge_that_is_not_there_stops_nothing():
@@ -351,12 +369,12 @@ def test_a_resumed_training_costs_what_an_unbroken_one_does():
     resumed, _ = train("broken", resume=True, steps=4)
 
     whole, parts = rows_of(unbroken), rows_of(resumed)
-    for step in (3, 4):
+    for step in (6, 8):
         of_step = {
             key: value for key, value in whole[step].items() if key.startswith(("cost/", "val/", "train/"))
         }
         assert of_step.items() <= parts[step].items()
-    assert whole[4]["cost/total_cost"] > whole[3]["cost/total_cost"] > 0
+    assert whole[8]["cost/total_cost"] > whole[6]["cost/total_cost"] > 0
 
 
 def test_every_domain_of_the_surface_has_a_source():

@@ -1,7 +1,10 @@
 """Questions about a text, one leaning on the other, by a tiny model trained from nothing on the CPU.
 
 What is real: the gradients, the conversation of several turns, answers that must be found in the text, the held-out
-reward. What is small: the model, and the texts (one sentence with --quick). `--data` takes real ones (CoQA's JSONL), for a pretrained model.
+reward. What is small: the model, and the texts: two sentences. `--data` takes real ones (CoQA's JSONL), for a pretrained model.
+
+With `--quick` it is the sampled reward that rises (0.38 → 0.53 in 40 steps, seed 0); which of two facts a question is about
+takes a model of this size longer, and the greedy reward stays at about 0.6.
 """
 
 from __future__ import annotations
@@ -67,13 +70,12 @@ RECIPE = Recipe(
     project="tiny_grpo_multiturn_qa",
     settings=QASettings,
     quick={
-        "facts": 1,
         "warmup_problems": 1000,
-        "warmup_max_steps": 24,  # it learns to find an answer within ten steps: stopped on the way, some is left
-        "steps": 30,
+        "warmup_target": 0.5,
+        "steps": 40,
         "rollouts_per_step": 48,
         "group_size": 4,
-        "lr": 3e-4,
+        "lr": 5e-4,
         "eval_interval": 10,
         "checkpoint_interval": 5,
     },
