@@ -1,6 +1,7 @@
 """The database of mails: what is read from each kind of source, what is left out, and what a search finds."""
 
 import mailbox
+import os
 import sqlite3
 import threading
 from email.message import EmailMessage
@@ -77,6 +78,25 @@ def test_a_tree_is_read_in_the_order_of_its_names(tmp_path):
         (tmp_path / place).write_bytes(CMU_MAIL)
 
     assert [mail.file_name for mail in read(tmp_path)] == sorted(places)
+
+
+def test_what_cannot_be_read_in_a_tree_is_counted_and_waited_for_by_nobody(tmp_path):
+    maildir(tmp_path, **{"1.": CMU_MAIL})
+    os.mkfifo(tmp_path / "lay-k" / "inbox" / "2.")
+    (tmp_path / "lay-k" / "inbox" / "3.").symlink_to("nowhere")
+    (tmp_path / "lay-k" / "inbox" / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "zipper-a").mkdir()
+    mails = read(tmp_path)
+
+    first = next(mails)
+    (tmp_path / "zipper-a").rmdir()
+
+    assert first.subject == "Forecast"
+    assert list(mails) == [
+        Damaged("lay-k/inbox/2.", "it is no regular file"),
+        Damaged("lay-k/inbox/3.", "No such file or directory"),
+        Damaged(str(tmp_path / "zipper-a"), "No such file or directory"),
+    ]
 
 
 def test_an_mbox_is_read(tmp_path):

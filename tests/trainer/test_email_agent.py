@@ -380,7 +380,8 @@ def test_a_training_logs_every_name_when_it_is_due_and_as_its_trajectories_say(l
     assert [step for step in sorted(rows) if "eval/reward" in rows[step]] == [0, 2, 4]
     assert [step for step in sorted(rows) if "final_eval/reward" in rows[step]] == [4]
     for step in range(4):
-        row, played = rows[step], trajectories[step]
+        row = rows[step]
+        played = [t for t in trajectories[step] if not t["id"].startswith("eval.")]
         assert row["train/total_trajectories"] == len(played) == 8
         assert (row["train/epoch"], row["train/epoch_step"]) == divmod(step, 2)
         assert row["train/avg_reward"] == pytest.approx(mean(t["reward"] for t in played))
@@ -391,6 +392,20 @@ def test_a_training_logs_every_name_when_it_is_due_and_as_its_trajectories_say(l
         for t in played:
             assert t["reward"] == pytest.approx(sum(t["rewards"].values()))
             assert t["info"]["expected"]
+    for step in (0, 2, 4):
+        row = rows[step]
+        played = [t for t in trajectories[step] if t["id"].startswith("eval.")]
+        assert row["eval/n_trajectories"] == len(played) == 3
+        assert row["eval/exceptions"] == 0
+        for name, key in (
+            ("reward", "reward"),
+            ("duration", "duration_s"),
+            ("prompt_tokens", "prompt_tokens"),
+        ):
+            assert row[f"eval/{name}"] == pytest.approx(mean(t[key] for t in played))
+        assert row["eval/completion_tokens"] == pytest.approx(mean(sum(t["mask"]) for t in played))
+        for name in ("answer_correct", "sources_correct", "num_turns"):
+            assert row[f"eval/{name}"] == pytest.approx(mean(t["metrics"][name] for t in played))
     for name in EVALUATION:
         assert rows[4][f"final_eval/{name}"] == rows[4][f"eval/{name}"]
     assert "--- Evaluating at Global Step 2 ---" in said

@@ -87,19 +87,29 @@ def read(source: Path) -> Iterator[Mail | Damaged]:
 
 
 def _read_tree(root: Path) -> Iterator[Mail | Damaged]:
-    for directory, directories, names in os.walk(root):
+    unread: list[OSError] = []
+    for directory, directories, names in os.walk(root, onerror=unread.append):
         directories.sort()
         for name in sorted(names):
             path = Path(directory) / name
             where = path.relative_to(root).as_posix()
             if name.startswith("."):  # what file managers and rsync leave behind
                 continue
+            if path.exists() and not path.is_file():  # a pipe: reading it would wait for ever
+                yield Damaged(where, "it is no regular file")
+                continue
             try:
                 raw = path.read_bytes()
             except OSError as error:
-                yield Damaged(where, error.strerror or type(error).__name__)
+                yield Damaged(where, _why(error))
                 continue
             yield parse(raw, where)
+    for failure in unread:
+        yield Damaged(str(failure.filename), _why(failure))
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or type(error).__name__
 
 
 def _read_mbox(path: Path) -> Iterator[Mail | Damaged]:
@@ -549,13 +559,6 @@ class Inbox:
                 at_most,
             )
         ]
-
-    def fingerprint(self) -> str:
-        """Return a digest that is equal for equal mails in equal order."""
-        hashed = hashlib.sha256()
-        for mail in self:
-            hashed.update(json.dumps([mail.message_id, digest(mail)]).encode())
-        return hashed.hexdigest()[:16]
 
     def _rows(self, query: str, *values: Any) -> list[Any]:
         with self._lock:
