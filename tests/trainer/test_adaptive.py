@@ -101,6 +101,16 @@ def test_a_layer_that_is_sure_enough_is_the_last_one_run():
     assert model.run(a_sample(), Knobs(depth=3, exit=1.0, tokens=N_TOKENS)).layers == 3
 
 
+def test_how_sure_a_layer_must_be_is_the_choosers():
+    model = untrained()
+    model.scale.fill_(1000.0)
+    model.ended.weight.zero_()
+    model.ended.bias.fill_(1.0)  # the chain ends with a probability of 0.73
+
+    assert model.run(a_sample(), Knobs(depth=3, exit=0.7, tokens=N_TOKENS)).layers == 1
+    assert model.run(a_sample(), Knobs(depth=3, exit=0.8, tokens=N_TOKENS)).layers == 3
+
+
 def test_a_layer_that_doubts_goes_on_to_the_next():
     model = untrained()
     model.ended.bias.fill_(-50.0)
@@ -217,7 +227,8 @@ def test_a_slow_moment_of_the_machine_is_no_ones_latency():
 def test_to_do_more_is_never_faster():
     model = untrained()
     kinds = adaptive._every_kind(model.shape)
-    times = itertools.accumulate(random.Random(0).uniform(0, 1) for _ in range(10**6))
+    rng = random.Random(0)
+    times = itertools.accumulate(rng.random() for _ in itertools.count())
 
     latency_ms = measure(model, clock=lambda: next(times))
 

@@ -49,14 +49,17 @@ class JointControllerSettings(Settings):
     adaptive_hidden: int = 96
     adaptive_steps: int = 175  # of its training
     # the loop
-    epochs: int = 10
+    epochs: int = 20
     eval_interval: int = 0  # always an epoch, whatever is given
-    rollouts_per_step: int = 16
-    group_size: int = 8
+    rollouts_per_step: int = (
+        64  # many samples and few tries of each: what a sample needs is learnt by comparing samples
+    )
+    group_size: int = 4
+    kl_weight: float = 0.05  # less, and the policy settles on one choice for all samples
     max_turns: int = 1
     max_new_tokens: int = 16  # the knobs have 11 or 12
     warmup_target: float = 1.0  # demonstrations show the form, not the choice: the number of steps ends it
-    warmup_max_steps: int = 60
+    warmup_max_steps: int = 200
 
     def __post_init__(self) -> None:
         n_problems = min(self.train_size, self.max_prompts or self.train_size)
@@ -182,18 +185,14 @@ def collectors_for(settings: JointControllerSettings) -> Sequence[Controller]:
     return [Controller(testbed_for(settings))]
 
 
-# About a minute and a half on two cores, 15 s of it for the adaptive model.
+# About a minute and a half of one core, 15 s of it for the adaptive model.
 QUICK = {
     "hidden": 64,
     "layers": 2,
     "train_size": 512,
     "epochs": 10,
-    "rollouts_per_step": 64,  # many samples and few tries of each: what a sample needs is learnt by comparing samples
-    "group_size": 4,
     "lr": 7e-4,
-    "kl_weight": 0.05,  # less, and the policy settles on one choice for all samples
     "warmup_problems": 500,
-    "warmup_max_steps": 200,
     "checkpoint_interval": 8,
 }
 
