@@ -129,10 +129,12 @@ class Piece:
             )
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
             self.heartbeat(time.time_ns() // 1000)
-            # After a power cut the text is all that says whether this lock can be asked.
+            # A piece whose lock or whose text a power cut took would look alive for ever.
             os.fdatasync(self._lock_fd)
             # It gets its name held and with its text: a reader never sees it free before its writer has died.
             os.rename(unborn, directory / LOCK_FILE)
+            sync_directory(directory)
+            sync_directory(directory.parent)
         except BaseException:
             self.abandon()
             raise
@@ -179,7 +181,7 @@ def claim_primary(run_dir: Path) -> Piece:
         except FileExistsError:
             number += 1
             continue
-        return _claimed(directory)
+        return Piece(directory)
 
 
 def claim_secondary(run_dir: Path, label: str) -> Piece:
@@ -190,19 +192,7 @@ def claim_secondary(run_dir: Path, label: str) -> Piece:
             directory.mkdir(mode=0o700)
         except FileExistsError:
             continue
-        return _claimed(directory)
-
-
-def _claimed(directory: Path) -> Piece:
-    """Return the piece in a directory that was just made, or leave none."""
-    try:
-        sync_directory(directory.parent)
         return Piece(directory)
-    except BaseException:
-        # Its piece may have removed it already.
-        with suppress(OSError):
-            os.rmdir(directory)
-        raise
 
 
 def primaries(run_dir: Path) -> list[str]:
