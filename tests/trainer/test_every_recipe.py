@@ -146,7 +146,13 @@ def trained(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(case.recipe)
     sets = [f"--set={pair}" for pair in (*SHORT, "warmup_max_steps=60", "threads=1", *case.sets)]
     command = [sys.executable, "-W", "ignore", "-m", "trainer", "train", case.recipe, "--quick", *sets]
-    env = {**os.environ, "HOME": str(directory), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    env = {
+        **os.environ,
+        "HOME": str(directory),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.getcwd(),
+        "HF_HUB_OFFLINE": "1",
+    }
     for name in ("WANDB_PROJECT", "WANDB_NAME", "RUN_ID", "TIDELOG_DATA"):
         env.pop(name, None)
     done = subprocess.run(
