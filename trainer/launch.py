@@ -167,7 +167,8 @@ def _new_name(recipe: Recipe, request: Request) -> str:
             "--resume needs to know which run: give --run-name or --output-dir. "
             f"In ./checkpoints there {'is ' + ', '.join(map(repr, here)) if here else 'is none'}."
         )
-    return f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    settings = asdict(settings_of(recipe, request))
+    return recipe.auto_name.format(recipe=recipe.name, time=time.strftime("%Y%m%d-%H%M%S"), **settings)
 
 
 def _previous(recipe: Recipe, request: Request, checkpoints: Path) -> RunFile | None:
@@ -254,7 +255,12 @@ def _run(
         id=previous.run_id if previous else name,
         resume="allow" if previous else None,
         root=request.root,
-        config={**asdict(settings), **recipe.config, "recipe": recipe.name, "data": problems.source},
+        config={
+            **asdict(settings),
+            **recipe.config(settings),
+            "recipe": recipe.name,
+            "data": problems.source,
+        },
         tags=list(recipe.tags),
         mode=None if request.uploads else "offline",
         tensorboard=str(request.tensorboard)

@@ -233,3 +233,18 @@ def test_the_threads_are_as_asked():
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(1)
+
+
+def test_a_run_that_nobody_named_is_called_by_its_recipe_or_its_settings():
+    from dataclasses import replace
+
+    recipe = recipes.load("calculator")
+    named = replace(
+        recipe, auto_name="grpo-g{group_size}-lr{lr}-{time}", config=lambda s: {"batch_size": s.group_size}
+    )
+    request = Request(TINY | {"lr": "1e-4"}, root=Path("runs"), data=Path("train.jsonl"))
+
+    outcome = launch(named, request, Console(file=io.StringIO()))
+
+    assert outcome.name.startswith("grpo-g2-lr0.0001-2")
+    assert records(outcome, "start")[0]["data"]["config"]["batch_size"] == 2

@@ -39,6 +39,10 @@ def _none(settings: Any) -> Sequence[Collector]:
     return ()
 
 
+def _nothing(settings: Any) -> Mapping[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Recipe:
     name: str
@@ -52,7 +56,8 @@ class Recipe:
     uploads: bool = True  # whether syncd uploads its runs, unless --wandb or --no-wandb says so
     tensorboard: bool = False  # whether its metrics are written for TensorBoard too
     compute: str = "single"  # or accelerate, or ddp: see `trainer.compute`
-    config: Mapping[str, Any] = field(default_factory=dict)  # more of what the run's config says
+    auto_name: str = "{recipe}-{time}"  # of a run that nobody named; any setting may stand in it
+    config: Callable[[Any], Mapping[str, Any]] = _nothing  # (settings): more of what the run's config says
     variables: Mapping[str, str] = field(default_factory=dict)  # environment variable → setting
 
 

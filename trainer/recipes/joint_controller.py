@@ -205,6 +205,8 @@ RECIPE = Recipe(
     task=task_for,
     collectors=collectors_for,
     tags=("grpo", "joint-controller"),
+    auto_name="grpo-g{group_size}-lr{lr}-{time}",
+    config=lambda settings: {"batch_size": settings.rollouts_per_step},
     uploads=False,
     tensorboard=True,
 )
