@@ -70,10 +70,6 @@ def began(run: Ends, is_beside: bool = False) -> None:
     if _is_hooked:
         return
     _is_hooked = True
-    # What it needs makes a class by `eval`, after which Python does not know any more that Ctrl-C ended the program: it
-    # is loaded before that.
-    import traceback  # noqa: F401
-
     _reported_before = getattr(sys, "last_value", None)
     atexit.register(_at_exit)
     os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -106,14 +102,22 @@ def exit_code_of(error: BaseException) -> int:
 
 
 def _at_exit() -> None:
-    if _ending["code"] is None:
-        # Somebody else's hook, set after ours, may have kept the error to itself. An interactive interpreter goes on
-        # after an error.
-        reported = getattr(sys, "last_value", None)
-        if reported is not None and reported is not _reported_before and not hasattr(sys, "ps1"):
-            _note(reported)
-    for run in active():
-        run.finish(_ending["code"], error=_ending["error"])
+    # An interactive interpreter goes on after an error.
+    reported = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+    if reported is _reported_before:
+        reported = None
+    if _ending["code"] is None and reported is not None:
+        # Somebody else's hook, set after ours, has kept the error to itself.
+        _note(reported)
+    try:
+        for run in active():
+            run.finish(_ending["code"], error=_ending["error"])
+    finally:
+        if isinstance(reported, KeyboardInterrupt) and _ending["code"] == _KEYBOARD_INTERRUPT:
+            # Whether a program ended by Ctrl-C is what Python knows of the text that it ran last; and many a module makes
+            # its classes from texts, which whoever imports one just now does as well.
+            with suppress(KeyboardInterrupt):
+                exec("raise KeyboardInterrupt")
 
 
 def _after_fork_in_child() -> None:

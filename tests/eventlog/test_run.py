@@ -856,7 +856,14 @@ def test_the_log_says_how_the_process_ended(tmp_path: Path, ending: str, exitcod
 
 
 def test_a_process_that_ctrl_c_ends_dies_of_that_signal(tmp_path: Path):
-    script = "run = eventlog.init(project='demo', id='run', root=sys.argv[1]); run.log({'a': 1})\nraise KeyboardInterrupt"
+    # As when the run, or another thread, imports something while it ends.
+    script = """
+run = eventlog.init(project="demo", id="run", root=sys.argv[1])
+run.log({"a": 1})
+look = run._files.finish
+run._files.finish = lambda *args: (exec("import_of = 1"), look(*args))
+raise KeyboardInterrupt
+"""
 
     done = in_a_process(script, str(tmp_path))
 
@@ -898,9 +905,11 @@ def test_ctrl_c_while_init_looks_around_leaves_no_piece_behind(tmp_path: Path):
     # A `git` that takes long, and that somebody has no patience with.
     git = tmp_path / "bin" / "git"
     git.parent.mkdir()
-    git.write_text("#!/bin/sh\nkill -INT $PPID\nexec sleep 100\n")
+    git.write_text('#!/bin/sh\nmkdir "$0.asked" && kill -INT $PPID\nexec sleep 10\n')
     git.chmod(0o755)
+    (tmp_path / "repository" / ".git").mkdir(parents=True)
     script = """
+os.chdir(sys.argv[2])
 try:
     eventlog.init(project="demo", id="run", root=sys.argv[1], resume="allow", quiet=True)
 except KeyboardInterrupt:
@@ -910,7 +919,12 @@ with eventlog.init(project="demo", id="run", root=sys.argv[1], resume="allow", q
     run.log({"a": 1})
 """
 
-    done = in_a_process(script, str(tmp_path / "runs"), PATH=f"{git.parent}:{os.environ['PATH']}")
+    done = in_a_process(
+        script,
+        str(tmp_path / "runs"),
+        str(tmp_path / "repository"),
+        PATH=f"{git.parent}:{os.environ['PATH']}",
+    )
 
     assert (done.stdout, done.returncode) == ("['run.json']\n", 0), done.stderr
     assert writers(tmp_path / "runs" / "demo" / "run") == ["main-0001"]
