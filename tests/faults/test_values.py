@@ -108,6 +108,7 @@ HELD: dict[str, tuple[Any, Any]] = {
     # One key, in Python.
     "1 and True": ({1: "int"} | {True: "bool"}, {"1": "bool"}),
     "tuples": ((1, (2,)), [1, [2]]),
+    "set": ({3}, [3]),
 }
 
 
@@ -196,7 +197,6 @@ def deep(levels: int) -> Any:
 
 TEXTS: dict[str, tuple[Callable[[], Any], str]] = {
     "bytes": (lambda: b"\xff\x00", "b'"),
-    "set": (lambda: {3}, "{3}"),
     "lone surrogate": (lambda: "lone \ud800 surrogate", "lone ? surrogate"),
     "complex": (lambda: 1 + 2j, "(1+2j)"),
     "type": (lambda: object, "<class 'object'>"),
@@ -206,7 +206,7 @@ TEXTS: dict[str, tuple[Callable[[], Any], str]] = {
     "sparse tensor": (lambda: torch.eye(2).to_sparse(), "tensor("),
     "no text": (HostileText, "<HostileText>"),
     "large array": (lambda: np.zeros(1_000_001), "[0. 0."),
-    "larger than a record": (lambda: b"x" * 100_000_000, "b'xxx"),
+    "larger than a record": (lambda: b"x" * 100_000_000, "xxx"),
 }
 
 
