@@ -668,7 +668,7 @@ class ForgetsTheSummary(RunSync):
 )
 def test_a_client_that_does_it_wrong_is_found_out(world: World, wrong: dict[str, Any]):
     with pytest.raises(AssertionError, match=r"^rows: "):
-        tell(type("WrongStory", (Story,), wrong), world, examples=200)
+        tell(type("WrongStory", (Story,), wrong), world, examples=600)
 
 
 def test_a_client_that_believes_the_first_count_is_found_out(world: World, monkeypatch: pytest.MonkeyPatch):
