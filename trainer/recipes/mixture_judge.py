@@ -248,16 +248,16 @@ QUICK = {
     "judge_url": "",
     "vocab_size": 1024,
     "warmup_problems": 1500,
-    "warmup_target": 0.55,
-    "steps": 70,
+    "warmup_target": 0.65,
+    "steps": 80,
     "rollouts_per_step": 48,
     "group_size": 4,
-    "train_batch_size": 96,  # two optimiser steps for each rollout batch
+    "train_batch_size": 48,  # four optimiser steps for each rollout batch
     "lr": 8e-4,
     "schedule": "linear",  # to 0: at a constant rate the last batches lose some of it again
     "max_new_tokens": 32,
     "max_length": 192,
-    "eval_size": 96,
+    "eval_size": 144,
     "eval_interval": 20,
     "checkpoint_interval": 5,
 }
