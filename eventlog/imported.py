@@ -28,7 +28,7 @@ from eventlog.parquet import Brief, Unreadable
 from eventlog.piece import LOCK_FILE, RunIdentity, hold, sync_directory, this_boot_id, this_host
 from eventlog.reader import end_of
 from eventlog.record import BadLine, encode
-from eventlog.segment import ROTATE_BYTES, Header, Sealed, Segment, sealed_in, segments_in
+from eventlog.segment import ROTATE_BYTES, Header, Sealed, Segment, next_attempt, sealed_in, segments_in
 
 _BUFFER_BYTES = 256 * 1024
 _HEADER_MAX_BYTES = 4096
@@ -136,17 +136,10 @@ class _Stream:
 
     def _create(self, first_seq: int, time_us: int) -> None:
         log_id, writer, token, stream = self._identity
-        attempt = 0
-        while True:
-            # A killed translation may have left a segment of that name, with nothing whole in it.
-            path = self._dir / Segment(stream, first_seq, attempt).name
-            try:
-                self._fd = os.open(
-                    path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600
-                )
-                break
-            except FileExistsError:
-                attempt += 1
+        # A killed translation may have left a segment of that seq, with nothing whole in it.
+        attempt = next_attempt(os.listdir(self._dir), stream, first_seq)
+        path = self._dir / Segment(stream, first_seq, attempt).name
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         header = Header(log_id, writer, token, stream, first_seq, time_us).encode()
         self._lines, self._waiting_bytes, self._size = [header], len(header), 0
 

@@ -63,6 +63,18 @@ class Segment:
         return cls(match[1], int(match[2]), int(match[3] or 0)) if match else None
 
 
+def next_attempt(names: Iterable[str], stream: str, first_seq: int) -> int:
+    """Return the attempt after all that `names` hold for this seq: a reader that is in one of them goes forward.
+
+    >>> next_attempt(["events-000000000007.1.jsonl", "lock"], "events", 7)
+    2
+    """
+    taken = (
+        s.attempt for s in map(Segment.parse, names) if s and (s.stream, s.first_seq) == (stream, first_seq)
+    )
+    return max(taken, default=-1) + 1
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Sealed:
     """A sealed segment's name, taken apart: it holds the records from `first_seq` to before `next_seq`."""

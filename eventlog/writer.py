@@ -42,7 +42,7 @@ import orjson
 
 from eventlog.errors import UsageError
 from eventlog.record import LINE_MAX_BYTES, BadLine, TextMark, encode_data, frame_record, unframe
-from eventlog.segment import ROTATE_AGE_S, ROTATE_BYTES, Header, Segment
+from eventlog.segment import ROTATE_AGE_S, ROTATE_BYTES, Header, Segment, next_attempt
 
 DURABILITIES = ("none", "interval", "always")
 # With a full disk, an attempt costs two system calls: at most one a second, or training would feel it.
@@ -55,8 +55,7 @@ _UNSYNCED_MAX_BYTES = 16 * 1024 * 1024
 _RETIRED_MAX = 8
 # Longer than any disk takes that still works.
 _SYNC_WAIT_S = 60.0
-# A name is taken by an earlier attempt to write the same seq; so many in a row means something else is wrong.
-_ATTEMPTS_MAX = 1000
+_ATTEMPTS_MAX = 10
 
 
 # How much of a segment a sync is for: its next seq, bytes in `unsynced`, lines left out.
@@ -561,7 +560,9 @@ class StreamWriter:
     def _create(self, first_seq: int, now_s: float) -> tuple[_OpenSegment, int]:
         """Return a new segment and its size, with its header written, or raise `OSError` and leave none."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        for attempt in range(_ATTEMPTS_MAX):
+        first = next_attempt(os.listdir(self._dir_fd), self.stream, first_seq)
+        # A signal handler may take a name before us; so many in a row means that something else is wrong.
+        for attempt in range(first, first + _ATTEMPTS_MAX):
             name = Segment(self.stream, first_seq, attempt).name
             with suppress(FileExistsError):
                 fd = os.open(name, flags, 0o600, dir_fd=self._dir_fd)

@@ -122,6 +122,16 @@ def test_a_restarted_writer_never_adds_to_an_old_segment(tmp_path: Path):
     assert segments(tmp_path) == ["events-000000000000.1.jsonl", "events-000000000000.jsonl"]
 
 
+def test_a_new_segment_is_behind_all_that_are_there_even_if_one_before_them_is_gone(tmp_path: Path):
+    for _ in range(3):
+        open_writer(tmp_path).append("metrics", {"i": 0})
+    (tmp_path / "events-000000000000.jsonl").unlink()
+
+    open_writer(tmp_path).append("metrics", {"i": 1})
+
+    assert segments(tmp_path) == [f"events-000000000000.{n}.jsonl" for n in (1, 2, 3)]
+
+
 def test_a_symlink_under_a_segments_name_is_not_followed(tmp_path: Path):
     # faults: 94
     target = tmp_path / "precious"
