@@ -71,7 +71,7 @@ class Shown:
     samples: list[Any]
     config: dict[str, Any]
     summary: dict[str, Any]
-    """The last value of each key that is not kept out of it."""
+    """The last value of each key that no definition keeps out of it."""
     exitcode: int | None
     next_step: int
     repeated: int
@@ -99,6 +99,7 @@ def shown(pieces: list[list[LoggedLine]], first_free: int = 0, is_written: bool 
     rule = StepRule(first_free)
     samples: list[Any] = []
     config: dict[str, Any] = {}
+    hidden: set[str] = set()
     exitcode: int | None = None
     lost = lost_at_an_end = 0
     for number, piece in enumerate(pieces, start=1):
@@ -115,13 +116,15 @@ def shown(pieces: list[list[LoggedLine]], first_free: int = 0, is_written: bool 
                 rule.log(record.data, record.step, record.commit)
             elif record.kind == "system":
                 samples.append(record.data["cpu"])
+            elif record.kind == "define_metric":
+                hidden.add(record.data["name"])
             elif record.kind == "exit":
                 exitcode = record.data["exitcode"]
             elif record.kind in ("start", "config"):
                 config |= record.data["config"] if record.kind == "start" else record.data
         if not may_grow or exitcode is not None:
             rule.end()
-    summary = {key: value for row in rule.rows for key, value in row.items() if key in ("x", "y")}
+    summary = {key: value for row in rule.rows for key, value in row.items() if key not in {"_step", *hidden}}
     return Shown(
         rule.rows, samples, config, summary, exitcode, rule.current, rule.repeated, lost, lost_at_an_end
     )
