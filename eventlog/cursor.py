@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from eventlog.piece import hold, lock_text, sync_directory
+from eventlog.piece import hold, lock_text, sync_directory, write_all
 from eventlog.record import BadLine, frame_object, unframe_object
 
 FORMAT = 1
@@ -97,7 +97,7 @@ def save(run_dir: Path, cursor: Cursor, now_us: int, durable: bool = False) -> C
     temporary.unlink(missing_ok=True)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        _write_all(fd, _line_of(written))
+        write_all(fd, _line_of(written))
         if durable:
             os.fsync(fd)
     finally:
@@ -222,9 +222,3 @@ def _line_of(cursor: Cursor) -> bytes:
     # Not `asdict(cursor)`, which copies the whole fold before it is written.
     content = {part.name: getattr(cursor, part.name) for part in fields(cursor)}
     return frame_object({"format": FORMAT, **content, "sink": asdict(cursor.sink)})
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]

@@ -100,7 +100,7 @@ class RunIdentity:
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                os.write(fd, orjson.dumps(content) + b"\n")
+                write_all(fd, orjson.dumps(content) + b"\n")
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -232,6 +232,13 @@ def lock_owner_is_gone(piece_dir: Path) -> bool:
             return False
     finally:
         os.close(fd)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it, or raise: a disk that fills up takes a part, and fails the next call."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def hold(path: Path) -> int | None:
