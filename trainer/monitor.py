@@ -1,6 +1,6 @@
 """Watches a training for what people look for when a curve is odd, and says it once, while it can still be stopped.
 
-    rollouts, updates ─▶ signs (is it so now?) ─▶ alarms (it has become so)
+    rollouts, evaluations, updates ─▶ signs (is it so now?) ─▶ alarms (it has become so)
 
 Invariants
 ----------
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from eventlog import Trajectory
@@ -24,10 +24,12 @@ from trainer.collectors import At, Collector, Metrics, UpdateStats, finished, me
 
 # Returns are judged by the median of so many rollout batches' means: one bad batch is noise.
 WINDOW = 3
-# A fall counts if it is this many standard errors of one such mean ...
+# A fall counts if it is this many standard errors of one mean ...
 STANDARD_ERRORS = 4.0
-# ... and this share of the way from the lowest median seen to the best.
+# ... and this share of the way from the lowest level seen to the best ...
 FALL_SHARE = 0.5
+# ... and this share of the best.
+FALL_LEAST = 0.1
 CLIP_FRACTION_HIGH = 0.3
 ENTROPY_SHARE_LOW = 0.02  # of the first step's
 KL_HIGH = 1.0  # nats per token
@@ -43,11 +45,37 @@ class Alarm:
     level: str  # INFO, WARN or ERROR, as in W&B
 
 
+@dataclass
+class Level:
+    """Where a mean stands, by the median of the last `window` of them, and between what it has been."""
+
+    window: int
+    recent: list[float] = field(default_factory=list)
+    best: float | None = None
+    worst: float | None = None
+
+    def collapse(self, values: Sequence[float]) -> tuple[float, float] | None:
+        """Take the next values; return (level now, best level) if it has collapsed."""
+        self.recent = [*self.recent, mean(values)][-self.window :]
+        if len(self.recent) < self.window:
+            return None
+        now = statistics.median(self.recent)
+        best = now if self.best is None else self.best
+        worst = now if self.worst is None else self.worst
+        self.best, self.worst = max(best, now), min(worst, now)
+        error = std(values, unbiased=False) / math.sqrt(len(values))
+        # What falls below all that was seen has fallen all the way.
+        fall, way = best - now, best - min(worst, now)
+        least = max(STANDARD_ERRORS * error, FALL_SHARE * way, FALL_LEAST * max(abs(best), 1e-9))
+        return (now, best) if fall > least else None
+
+
 class Monitor(Collector):
     def __init__(self) -> None:
-        self._recent: list[float] = []
-        self._best: float | None = None
-        self._worst: float | None = None
+        # The held-out problems are always the same, and their first evaluation is of the policy that was given:
+        # a training that ruins it in its first batches shows here alone.
+        self._held_out = Level(1)
+        self._returns = Level(WINDOW)
         self._first_entropy: float | None = None
         self._lasting: list[str] = []
         self._alarms: list[Alarm] = []
@@ -60,7 +88,8 @@ class Monitor(Collector):
     def of_rollouts(self, at: At, trajectories: Sequence[Trajectory]) -> Metrics:
         returns = returns_of(trajectories)
         if returns:
-            self._look_at_returns(at, returns)
+            collapse = self._returns.collapse(returns)
+            self._sign_collapse("The reward collapsed", f"at batch {at.batch_step} the mean return", collapse)
         groups: dict[str | None, set[float | None]] = {}
         for trajectory in finished(trajectories):
             groups.setdefault(trajectory.group, set()).add(trajectory.reward)
@@ -109,6 +138,14 @@ class Monitor(Collector):
         )
         return {}
 
+    def of_evaluation(self, at: At, trajectories: Sequence[Trajectory]) -> Metrics:
+        rewards = returns_of(trajectories)
+        if rewards:
+            collapse = self._held_out.collapse(rewards)
+            what = f"at step {at.global_step} the held-out reward"
+            self._sign_collapse("The held-out reward collapsed", what, collapse)
+        return {}
+
     def of_drift(self, at: At, drift: float) -> None:
         """Take the mean difference between the sampler's log-probs and the policy's."""
         self._sign(
@@ -119,24 +156,15 @@ class Monitor(Collector):
             "ERROR",
         )
 
-    def _look_at_returns(self, at: At, returns: Sequence[float]) -> None:
-        self._recent = [*self._recent, mean(returns)][-WINDOW:]
-        if len(self._recent) < WINDOW:
-            return
-        now = statistics.median(self._recent)
-        best = now if self._best is None else self._best
-        worst = now if self._worst is None else self._worst
-        error = std(returns, unbiased=False) / math.sqrt(len(returns))
-        # Against the worst before this one: what falls below all that was seen has fallen all the way.
-        fall, way = best - now, best - min(worst, now)
+    def _sign_collapse(self, title: str, what: str, collapse: tuple[float, float] | None) -> None:
+        now, best = collapse or (0.0, 0.0)
         self._sign(
-            "The reward collapsed",
-            fall > STANDARD_ERRORS * error and fall > FALL_SHARE * way and fall > 0.1 * max(abs(best), 1e-9),
-            f"at batch {at.batch_step} the mean return is {now:.3f} (the median of {WINDOW} batches); it has been "
-            f"{best:.3f}. A lower lr may have kept it; best.pt is the state with the best evaluation.",
+            title,
+            collapse is not None,
+            f"{what} is {now:.3f}; it has been {best:.3f}. A lower lr may have kept it; best.pt is the state with "
+            "the best evaluation.",
             "ERROR",
         )
-        self._best, self._worst = max(best, now), min(worst, now)
 
     def _sign(self, title: str, is_so: bool, text: str, level: str) -> None:
         if not is_so:
@@ -147,13 +175,12 @@ class Monitor(Collector):
 
     def state(self) -> dict[str, Any]:
         return {
-            "recent": self._recent,
-            "best": self._best,
-            "worst": self._worst,
+            "held_out": asdict(self._held_out),
+            "returns": asdict(self._returns),
             "first_entropy": self._first_entropy,
             "lasting": self._lasting,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._recent, self._best, self._worst = list(state["recent"]), state["best"], state["worst"]
+        self._held_out, self._returns = Level(**state["held_out"]), Level(**state["returns"])
         self._first_entropy, self._lasting = state["first_entropy"], list(state["lasting"])

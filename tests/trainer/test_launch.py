@@ -28,21 +28,7 @@ TINY = {
 
 
 @pytest.fixture(autouse=True)
-def _a_directory_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / name.lower()))
-    for name in (
-        "WANDB_NAME",
-        "RUN_ID",
-        "WANDB_RUN_ID",
-        "WANDB_PROJECT",
-        "WANDB_MODE",
-        "EVENTLOG_ROOT",
-        "TIDELOG_DATA",
-    ):
-        monkeypatch.delenv(name, raising=False)
+def _problems(own_machine):
     # GSM8K's own form; enough of it for the tiny settings.
     Path("train.jsonl").write_text(
         "".join(f'{{"answer": "<<{a}+{b}={a + b}>>"}}\n' for a in range(1, 10) for b in range(1, 10))
@@ -248,3 +234,27 @@ def test_a_run_that_nobody_named_is_called_by_its_recipe_or_its_settings():
 
     assert outcome.name.startswith("grpo-g2-lr0.0001-2")
     assert records(outcome, "start")[0]["data"]["config"]["batch_size"] == 2
+
+
+@pytest.mark.slow
+def test_a_learning_rate_that_ruins_the_policy_is_an_alert():
+    Path("sums.jsonl").write_text(
+        "".join(f'{{"answer": "<<{a}+{b}={a + b}>>"}}\n' for a in range(1, 60) for b in range(1, 39))
+    )
+    request = Request(
+        {"lr": "3e-3", "steps": "6", "eval_interval": "6"},
+        quick=True,
+        name="ruined",
+        root=Path("runs"),
+        data=Path("sums.jsonl"),
+    )
+
+    outcome = launch(recipes.load("calculator"), request, Console(file=io.StringIO()))
+
+    rows = history(outcome)
+    assert rows[0]["eval/reward"] > 0.3  # there was something to ruin
+    assert rows[6]["eval/reward"] < 0.1
+    (alert,) = [r["data"] for r in records(outcome, "alert") if "held-out" in r["data"]["title"]]
+    assert alert["level"] == "ERROR"
+    assert "at step 6" in alert["text"]
+    assert "A lower lr" in alert["text"]

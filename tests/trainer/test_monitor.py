@@ -51,6 +51,23 @@ def test_a_collapse_below_where_it_began_is_one_too():
     assert played(Monitor(), [0.5, 0.5, 0.5, 0.0, 0.0, 0.0]) != []
 
 
+def test_a_training_that_ruins_its_policy_at_once_is_noticed_by_the_first_evaluation_that_shows_it():
+    monitor, found = Monitor(), []
+    for step, mean in [(0, 0.6), (5, 0.1), (10, 0.1), (15, 0.5), (20, 0.0)]:
+        monitor.of_evaluation(at(step), rewards(mean))
+        found += [(step, title) for title in titles(monitor)]
+
+    assert found == [(5, "The held-out reward collapsed"), (20, "The held-out reward collapsed")]
+
+
+def test_an_evaluation_that_wavers_is_no_collapse():
+    monitor = Monitor()
+    for step, mean in enumerate([0.6, 0.55, 0.62, 0.5, 0.6, 0.7, 0.65]):
+        monitor.of_evaluation(at(step), rewards(mean))
+
+    assert titles(monitor) == []
+
+
 def test_one_bad_batch_is_no_collapse():
     assert played(Monitor(), [0.3, 0.5, 0.7, 0.7, 0.1, 0.7, 0.7]) == []
 
