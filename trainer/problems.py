@@ -43,7 +43,7 @@ def places_of_batch(batch_step: int, n: int, n_problems: int, seed: int) -> list
     """Return which of `n_problems` a batch plays: the next `n` of this epoch's own order.
 
     >>> places_of_batch(0, 2, 5, seed=0) + places_of_batch(1, 2, 5, seed=0)
-    [2, 3, 4, 1]
+    [4, 0, 2, 1]
     """
     epoch, within = divmod(batch_step, max(1, n_problems // n))
     order = random.Random(f"problems {seed} {epoch}").sample(range(n_problems), n_problems)
