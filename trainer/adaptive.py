@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import pickle
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +36,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer import checkpoint
 from trainer.errors import DataError
+from trainer.optimisers import muon_and_adamw, take_step
 
 # --- samples ----------------------------------------------------------------------------------------------------------
 
@@ -220,8 +220,6 @@ def _with_question(question_BH: Tensor, tokens_BNH: Tensor, importance_BN: Tenso
 # --- training it ------------------------------------------------------------------------------------------------------
 
 BATCH_SIZE = 48
-MUON_LR = 0.02
-ADAMW_LR = 3e-3
 RAMP_STEPS = 20
 COOL_DOWN = 0.3  # of the steps: the learning rates fall to 0
 END_WEIGHT = 0.3
@@ -237,18 +235,13 @@ def train_from_nothing(shape: Shape, steps: int, seed: int) -> AdaptiveModel:
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         model = AdaptiveModel(shape)
-        optimisers = _optimisers(model)
+        optimisers = muon_and_adamw(model, [p for p in model.blocks.parameters() if p.ndim == 2])
         for step in range(steps):
             factor = min(1.0, (step + 1) / RAMP_STEPS, (steps - step) / (COOL_DOWN * steps))
             # Without the background beyond what fills up the links: order and number mean nothing to the model.
             samples = [draw_sample(rng, "mixed", n_tokens=N_NODES) for _ in range(BATCH_SIZE)]
             _loss(model, samples).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimiser in optimisers:
-                for group in optimiser.param_groups:
-                    group["lr"] = group["full_lr"] * factor
-                optimiser.step()
-                optimiser.zero_grad()
+            take_step(model, optimisers, factor)
     return _frozen(model)
 
 
@@ -269,21 +262,6 @@ def _loss(model: AdaptiveModel, samples: Sequence[Sample]) -> Tensor:
     )
 
 
-def _optimisers(model: AdaptiveModel) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices where torch has it, AdamW for the rest."""
-    muon = getattr(torch.optim, "Muon", None)
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2] if muon else []
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    optimisers = [torch.optim.AdamW(rest, lr=ADAMW_LR, weight_decay=0.0)]
-    if muon:
-        optimisers.append(muon(matrices, lr=MUON_LR, weight_decay=0.0))
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["full_lr"] = group["lr"]
-    return optimisers
-
-
 # --- a model on disk --------------------------------------------------------------------------------------------------
 
 FILE_NAME = "adaptive.pt"
@@ -291,10 +269,7 @@ FILE_NAME = "adaptive.pt"
 
 def save(model: AdaptiveModel, directory: Path) -> None:
     """Write the model into `directory`: whole or not at all."""
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f".{FILE_NAME}.{os.getpid()}.partial"
-    torch.save(to_plain(model), partial)
-    partial.replace(directory / FILE_NAME)
+    checkpoint.write_whole(directory / FILE_NAME, lambda file: torch.save(to_plain(model), file))
 
 
 def load(directory: Path) -> AdaptiveModel:
@@ -302,18 +277,9 @@ def load(directory: Path) -> AdaptiveModel:
     path = directory / FILE_NAME
     try:
         return from_plain(torch.load(path, weights_only=True))
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        pickle.UnpicklingError,
-    ) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except (*checkpoint.UNREADABLE, TypeError) as error:
         raise DataError(
-            f"{str(path)!r} is not an adaptive model that can be read: {reason}. "
+            f"{str(path)!r} is not an adaptive model that can be read: {checkpoint.reason_of(error)}. "
             "Give another directory with --model_path; in an empty one, a new model is trained and kept."
         ) from None
 

@@ -26,18 +26,14 @@ There is no model, optimiser, randomness or file here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from trainer.config import Estimator, Schedule, Variant
+
 # Keeps the division finite for a group of nearly equal rewards; the same as in DeepSeekMath's descendants (TRL: 1e-4).
 STD_EPS = 1e-4
-
-Variant = Literal["grpo", "dr_grpo", "dapo"]
-VARIANTS: tuple[str, ...] = get_args(Variant)
-Estimator = Literal["k1", "k3"]
-ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 
 
 # --- rewards → advantages ---------------------------------------------------------------------------------------------
@@ -184,9 +180,6 @@ def imitation_loss(logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 # --- the course of a training -----------------------------------------------------------------------------------------
-
-Schedule = Literal["constant", "linear", "cosine"]
-SCHEDULES: tuple[str, ...] = get_args(Schedule)
 
 
 def learning_rate_factor(schedule: Schedule, step: int, n_steps: int, n_ramp: int) -> float:

@@ -8,6 +8,7 @@ It logs nothing and changes nothing on disk; decoding is greedy, so the same pol
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from trainer.policy.transformers import TransformersEngine
 from trainer.progress import Progress
 from trainer.recipes import Recipe
 from trainer.rollout import play
+from trainer.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Trained:
 
     name: str
     settings: Settings
+    task: Task
+    held_out: Sequence[Any]  # problems
     chat: Chat
     model: Any
     step: int
@@ -74,20 +78,18 @@ def load_trained(recipe: Recipe, checkpoints: Path, which: str, data: Path | Non
     if saved is None:
         raise CheckpointError(f"the training in {str(checkpoints)!r} has no checkpoint yet.")
     settings = with_overrides(recipe.settings(), run.settings)
-    if saved["tokenizer"]:
-        chat = Chat.from_json(saved["tokenizer"])
-    else:
-        chat = chat_of(settings, recipe.task(settings), recipe.problems(settings, data))
+    task, problems = recipe.task(settings), recipe.problems(settings, data)
+    chat = Chat.from_json(saved["tokenizer"]) if saved["tokenizer"] else chat_of(settings, task, problems)
     torch.manual_seed(settings.seed)
     model = with_adapter(settings, model_of(settings, chat.vocab_size))
     restore_weights(settings, model, saved["model"])
-    return Trained(run.name, settings, chat, model, saved["totals"]["optimiser_steps"])
+    steps = saved["totals"]["optimiser_steps"]
+    return Trained(run.name, settings, task, problems.held_out, chat, model, steps)
 
 
 def benchmark(
     recipe: Recipe,
     trained: Trained,
-    data: Path | None,
     *,
     limit: int,
     sequential: bool,
@@ -95,9 +97,7 @@ def benchmark(
     progress: Progress,
 ) -> Result:
     """Play the first `limit` held-out problems (0: all), together or one after the other."""
-    task = recipe.task(trained.settings)
-    held_out = list(recipe.problems(trained.settings, data).held_out)
-    problems = held_out[: limit or None]
+    problems = list(trained.held_out[: limit or None])
     engine = TransformersEngine(trained.model, end_id=trained.chat.end_id, pad_id=trained.chat.pad_id)
     progress.say(f"=== Benchmarking {trained.name} ===")
     progress.say(f"Evaluating on {len(problems)} test scenarios...")
@@ -106,7 +106,7 @@ def benchmark(
     for batch in [[problem] for problem in problems] if sequential else [problems]:
         trajectories += play(
             batch,
-            task,
+            trained.task,
             trained.chat,
             engine,
             limits_of(trained.settings),

@@ -33,6 +33,8 @@ import torch
 
 from trainer.errors import CheckpointError
 
+# What reading a file that torch did not finish, or never wrote, can raise.
+UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
@@ -65,8 +67,9 @@ def locked(directory: Path) -> Iterator[None]:
 def save(directory: Path, step: int, state: Mapping[str, Any], kept: int) -> Path:
     """Write the state before global step `step`, and delete all but the newest `kept` checkpoints."""
     path = directory / f"step-{step:08d}.pt"
-    _write_whole(path, lambda file: torch.save(dict(state), file))
-    for old in _checkpoints(directory)[:-kept]:
+    write_whole(path, lambda file: torch.save(dict(state), file))
+    # The directory is this process's: what is partial was left by one that was killed.
+    for old in [*_checkpoints(directory)[:-kept], *directory.glob(".*.partial")]:
         old.unlink(missing_ok=True)
     return path
 
@@ -74,7 +77,7 @@ def save(directory: Path, step: int, state: Mapping[str, Any], kept: int) -> Pat
 def save_best(directory: Path, state: Mapping[str, Any]) -> Path:
     """Write the state with the best evaluation so far, in the place of the one before."""
     path = directory / "best.pt"
-    _write_whole(path, lambda file: torch.save(dict(state), file))
+    write_whole(path, lambda file: torch.save(dict(state), file))
     return path
 
 
@@ -82,8 +85,8 @@ def load(path: Path) -> dict[str, Any]:
     """Return the state in one file."""
     try:
         return _load(path)
-    except _UNREADABLE as error:
-        raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {_reason(error)}.") from None
+    except UNREADABLE as error:
+        raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {reason_of(error)}.") from None
 
 
 def load_newest(directory: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
@@ -92,8 +95,8 @@ def load_newest(directory: Path, warn: Callable[[str], None]) -> dict[str, Any] 
     for path in reversed(paths):
         try:
             return _load(path)
-        except _UNREADABLE as error:
-            warn(f"checkpoint {str(path)!r} cannot be read ({_reason(error)}); trying the one before it.")
+        except UNREADABLE as error:
+            warn(f"checkpoint {str(path)!r} cannot be read ({reason_of(error)}); trying the one before it.")
     if paths:
         raise CheckpointError(
             f"none of the {len(paths)} checkpoints in {str(directory)!r} can be read. "
@@ -102,23 +105,21 @@ def load_newest(directory: Path, warn: Callable[[str], None]) -> dict[str, Any] 
     return None
 
 
-_UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
-
-
 def _load(path: Path) -> dict[str, Any]:
     # On the CPU first: the machine that goes on need not have the GPUs of the one that saved.
     state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     return state
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return the first line of what an error says; torch's go on for long."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def write_run_file(directory: Path, run: RunFile) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(vars(run), indent=2) + "\n"
-    _write_whole(directory / "run.json", lambda file: file.write(text.encode()))
+    write_whole(directory / "run.json", lambda file: file.write(text.encode()))
 
 
 def read_run_file(directory: Path) -> RunFile | None:
@@ -159,9 +160,11 @@ def _checkpoints(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")))
 
 
-def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Let `write` fill a file that has its name only when it is whole, and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
+    # By process: not every directory is locked, and two that write one file must not mix.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with temporary.open("wb") as file:
         write(file)
         file.flush()

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -27,6 +27,9 @@ from eventlog.dotenv import load_dotenv
 from trainer import recipes
 from trainer.config import parse_pairs
 from trainer.errors import CheckpointError, Refused
+
+if TYPE_CHECKING:  # it imports torch
+    from trainer.benchmark import Result
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -212,21 +215,13 @@ def _where(command: F) -> F:
     default=0,
     help="Problems, at most. Default: all that are held out.",
 )
-def evaluate(
-    recipe: str,
-    run_name: str | None,
-    output_dir: Path | None,
-    which: str,
-    data: Path | None,
-    as_json: bool,
-    limit: int,
-) -> None:
+def evaluate(recipe: str, as_json: bool, **asked: Any) -> None:
     """Play the held-out problems with a policy that RECIPE trained.
 
     \b
     trainer eval calculator --run-name try1
     """
-    result = _benchmark(recipe, run_name, output_dir, which, data, limit, False, 0, as_json)
+    result = _benchmark(recipe, is_quiet=as_json, **asked)
     if as_json:
         click.echo(json.dumps({"run": result.name, "step": result.step, **result.metrics}))
         return
@@ -256,28 +251,17 @@ def evaluate(
     show_envvar=True,
     help="Print each episode.",
 )
-def bench(
-    recipe: str,
-    run_name: str | None,
-    output_dir: Path | None,
-    which: str,
-    data: Path | None,
-    as_json: bool,
-    limit: int,
-    sequential: bool,
-    concurrency: int,
-    show_trajectories: bool,
-) -> None:
+def bench(recipe: str, as_json: bool, show_trajectories: bool, **asked: Any) -> None:
     """Time a policy that RECIPE trained on the held-out problems, and say how good it is.
 
     \b
     trainer bench email_agent --run-name try1 --sequential
     """
-    result = _benchmark(recipe, run_name, output_dir, which, data, limit, sequential, concurrency, as_json)
+    result = _benchmark(recipe, is_quiet=as_json, **asked)
     seconds = result.episode_s
     timings = {
         "episodes": result.episodes,
-        "sequential": sequential,
+        "sequential": asked["sequential"],
         "seconds": result.duration_s,
         "seconds_per_episode_p50": seconds[len(seconds) // 2] if seconds else None,
         "seconds_per_episode_max": seconds[-1] if seconds else None,
@@ -299,15 +283,17 @@ def bench(
 
 def _benchmark(
     recipe: str,
+    *,
     run_name: str | None,
     output_dir: Path | None,
     which: str,
     data: Path | None,
+    is_quiet: bool,
     limit: int,
-    sequential: bool,
-    concurrency: int,
-    quiet: bool,
-) -> Any:
+    sequential: bool = False,
+    concurrency: int = 0,
+) -> Result:
+    """Play held-out problems with a policy that was trained; the arguments are the commands' options."""
     with _refusals():
         loaded = recipes.load(recipe)
         from trainer.benchmark import benchmark, load_trained
@@ -318,11 +304,10 @@ def _benchmark(
             raise CheckpointError("which training? Give --run-name or --output-dir.")
         checkpoints = output_dir or Path("checkpoints") / str(name)
         trained = load_trained(loaded, checkpoints, which, data)
-        progress = Progress(trained.name, None if quiet else Console(highlight=False))
+        progress = Progress(trained.name, None if is_quiet else Console(highlight=False))
         return benchmark(
             loaded,
             trained,
-            data,
             limit=limit,
             sequential=sequential,
             concurrency=concurrency,

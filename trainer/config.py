@@ -16,7 +16,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from trainer.errors import SettingsError
 
@@ -25,6 +25,12 @@ CHANGEABLE_ON_RESUME = frozenset(
     {"steps", "epochs", "eval_interval", "checkpoint_interval", "checkpoints_kept", "concurrency", "threads"}
     | {"vllm_url", "vllm_timeout_s"}
 )
+
+
+# The names of what `trainer.algorithms` can do; here, where no torch is needed to refuse another.
+Variant = Literal["grpo", "dr_grpo", "dapo"]
+Estimator = Literal["k1", "k3"]
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -59,15 +65,15 @@ class Settings:
     max_prompts: int = 0  # problems to train on, at most; 0: all
     concurrency: int = 0  # episodes that are answered and graded at once; 0: as the task likes
     # the update
-    variant: str = "grpo"  # grpo, dr_grpo or dapo
+    variant: Variant = "grpo"
     train_batch_size: int = 0  # trajectories of one optimiser step; 0: all of a rollout batch
     epochs_per_step: int = 1  # passes over one rollout batch
     micro_batch_size: int = 48  # trajectories of one forward and backward pass: what fits the memory
     lr: float = 2e-4
-    schedule: str = "constant"  # constant, linear or cosine
+    schedule: Schedule = "constant"
     lr_ramp_steps: int = 0  # optimiser steps until the full learning rate
     kl_weight: float = 0.01
-    kl_estimator: str = "k3"  # k1 or k3
+    kl_estimator: Estimator = "k3"
     clip_eps: float = 0.2
     clip_high: float = 0.0  # of ratios above 1; 0: as clip_eps, and 0.28 for dapo
     importance_cap: float = 2.0  # of the weights that correct for a sampler that is another program
@@ -122,9 +128,9 @@ class Settings:
         choices = {
             "dtype": ("float32", "bfloat16"),
             "engine": ("transformers", "vllm"),
-            "variant": ("grpo", "dr_grpo", "dapo"),
-            "schedule": ("constant", "linear", "cosine"),
-            "kl_estimator": ("k1", "k3"),
+            "variant": get_args(Variant),
+            "schedule": get_args(Schedule),
+            "kl_estimator": get_args(Estimator),
             "trajectory_table": ("off", "sample", "all"),
         }
         for key, allowed in choices.items():

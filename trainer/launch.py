@@ -123,7 +123,7 @@ def launch(recipe: Recipe, request: Request, console: Console) -> Outcome:
                 problems=problems,
                 engine=_engine(settings, state, checkpoints),
                 checkpoints=checkpoints,
-                progress=Progress(name, console if is_first else None, run_dir=Path(run.dir)),
+                progress=progress,
                 collectors=collectors,
                 compute=compute,
                 logged=_logged(run, compute, saved),
@@ -138,7 +138,7 @@ def launch(recipe: Recipe, request: Request, console: Console) -> Outcome:
                 {"parameters": n_parameters, "parameters_trained": n_trained}, allow_val_change=True
             )
             progress.say(f"Starting training: {name}")
-            with course.progress:
+            with progress.of_run(Path(run.dir)):
                 after = loop.train(course, state)
             if is_first:
                 _log_checkpoint(run, name, checkpoints)

@@ -144,6 +144,17 @@ class Course:
         epochs = self.settings.epochs
         return epochs * self.batches_per_epoch if epochs else self.settings.steps
 
+    @property
+    def objective(self) -> Objective:
+        settings = self.settings
+        return Objective(
+            settings.variant,
+            settings.clip_eps,
+            settings.clip_high_eps,
+            settings.kl_weight,
+            settings.kl_estimator,
+        )
+
     def at(self, batch_step: int, update: int = 0) -> At:
         return At(
             batch_step * self.settings.updates_per_step + update,
@@ -223,19 +234,9 @@ def evaluate(course: Course, state: State, at: At) -> Metrics:
     """Return what greedy decoding of the held-out problems says; draws nothing from the random generators."""
     course.progress.evaluating(at, len(course.problems.held_out))
     numbered = course.compute.share(list(enumerate(course.problems.held_out)))
-    mine = play(
-        [problem for _, problem in numbered],
-        course.task,
-        state.chat,
-        course.engine,
-        limits_of(course.settings),
-        temperature=0.0,
-        concurrency=course.settings.concurrency,
-    )
+    mine = _play(course, state, [problem for _, problem in numbered], "eval", temperature=0.0)
     for (number, _), trajectory in zip(numbered, mine, strict=True):
         trajectory.id = trajectory.group = f"eval.{at.global_step}.{number}"
-        trajectory.policy_version = state.totals.optimiser_steps
-        trajectory.info = {**trajectory.info, "split": "eval"}
     _log_trajectories(course, mine, at)
     trajectories = course.compute.gather(mine)
     row = eval_metrics(trajectories)
@@ -243,6 +244,25 @@ def evaluate(course: Course, state: State, at: At) -> Metrics:
         row |= collector.of_evaluation(at, trajectories)
     course.progress.evaluated(at, row)
     return row
+
+
+def _play(
+    course: Course, state: State, problems: Sequence[Any], split: str, *, temperature: float
+) -> list[Trajectory]:
+    """Play an episode of each problem; the trajectories say what for, and by which policy."""
+    trajectories = play(
+        problems,
+        course.task,
+        state.chat,
+        course.engine,
+        limits_of(course.settings),
+        temperature=temperature,
+        concurrency=course.settings.concurrency,
+    )
+    for trajectory in trajectories:
+        trajectory.policy_version = state.totals.optimiser_steps
+        trajectory.info = {**trajectory.info, "split": split}
+    return trajectories
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -269,26 +289,17 @@ def _rollout(course: Course, state: State, at: At) -> list[Trajectory]:
     problems = course.problems.of_batch(at.batch_step, settings.rollouts_per_step, settings.seed)
     numbered = course.compute.share(list(enumerate(problems)))
     course.progress.generating(len(problems))
-    trajectories = play(
-        [problem for _, problem in numbered for _ in range(size)],
-        course.task,
-        state.chat,
-        course.engine,
-        limits_of(settings),
-        temperature=settings.temperature,
-        concurrency=settings.concurrency,
-    )
+    episodes = [problem for _, problem in numbered for _ in range(size)]
+    trajectories = _play(course, state, episodes, "train", temperature=settings.temperature)
     for place, (number, _) in enumerate(numbered):
         group = trajectories[place * size : (place + 1) * size]
         for member, trajectory in enumerate(group):
             # The same names when a step is done again: a reader can tell a repetition from a new trajectory.
             trajectory.group = f"{at.batch_step}.{number}"
             trajectory.id = f"{at.batch_step}.{number}.{member}"
-            trajectory.policy_version = state.totals.optimiser_steps
-            trajectory.info = {**trajectory.info, "split": "train"}
         graded = [t for t in group if t.exception is None and t.reward is not None]
         rewards = torch.tensor([[t.reward for t in graded]], dtype=torch.float64)
-        advantages = group_advantages(rewards, settings.variant)[0].tolist()  # type: ignore[arg-type]
+        advantages = group_advantages(rewards, settings.variant)[0].tolist()
         for trajectory, advantage in zip(graded, advantages, strict=True):
             trajectory.advantage = advantage
     return trajectories
@@ -362,15 +373,8 @@ def _optimiser_step(
     if n_trajectories == 0:
         return None
     step = StepSize(n_trajectories, n_tokens, settings.max_sampled_tokens)
-    objective = Objective(
-        settings.variant,  # type: ignore[arg-type]
-        settings.clip_eps,
-        settings.clip_high_eps,
-        settings.kl_weight,
-        settings.kl_estimator,  # type: ignore[arg-type]
-    )
     rate = settings.lr * learning_rate_factor(
-        settings.schedule,  # type: ignore[arg-type]
+        settings.schedule,
         at.global_step,
         course.n_batches * settings.updates_per_step,
         settings.lr_ramp_steps,
@@ -388,7 +392,7 @@ def _optimiser_step(
             micro.reference_BT,
             micro.advantages_B,
             micro.mask_BT,
-            objective,
+            course.objective,
             step,
             None if course.engine.exact else micro.importance_BT,
         )

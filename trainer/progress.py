@@ -11,9 +11,9 @@ It decides nothing, and a terminal that cannot be written to stops nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -31,12 +31,12 @@ LOOK_EVERY_S = 2.0
 
 
 class Progress:
-    """Use as a context manager: the bar is on the screen inside it."""
+    """Says lines from the start; the bar is on the screen inside of `of_run`."""
 
-    def __init__(self, name: str, console: Console | None = None, *, run_dir: Path | None = None) -> None:
+    def __init__(self, name: str, console: Console | None = None) -> None:
         self._name = name
         self._console = console
-        self._run_dir = run_dir
+        self._run_dir: Path | None = None
         self._bars: Bars | None = None
         self._looked_s = float("-inf")
         self._uploaded = ""
@@ -45,28 +45,29 @@ class Progress:
     def _has_bar(self) -> bool:
         return self._console is not None and self._console.is_terminal
 
-    def __enter__(self) -> Progress:
-        if self._has_bar:
-            self._bars = Bars(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[news]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self._console,
-                transient=True,
-            )
-            self._task = self._bars.add_task(self._name, total=None, news="")
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+    @contextmanager
+    def of_run(self, run_dir: Path) -> Iterator[None]:
+        """Show how far the training is that is logged there."""
+        self._run_dir = run_dir
+        if not self._has_bar:
+            yield
+            return
+        self._bars = Bars(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[news]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bars.add_task(self._name, total=None, news="")
+        try:
+            with self._bars:
+                yield
+        finally:
             self._bars = None
 
     def say(self, text: str) -> None:

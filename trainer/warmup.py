@@ -23,14 +23,12 @@ from eventlog import Trajectory
 from trainer.algorithms import imitation_loss
 from trainer.batch import make_batch
 from trainer.models import device_of
+from trainer.optimisers import muon_and_adamw, take_step
 from trainer.policy.transformers import token_logprobs
 
 # With small batches and many steps copying forms soonest; measured at 8, 16 and 32 demonstrations.
 BATCH_SIZE = 16
 EVAL_INTERVAL = 10
-# The learning rates at which the tiny model warms up in about 100 steps.
-MUON_LR = 0.02
-ADAMW_LR = 3e-3
 RAMP_STEPS = 10
 
 
@@ -53,7 +51,8 @@ def warm_up(
     progress: Callable[[WarmupPoint], None],
 ) -> list[WarmupPoint]:
     """Train `model` on (ids, mask) pairs until `reward()` reaches `target`, or for `max_steps`; return the curve."""
-    optimisers = _optimisers(model)
+    named = model.named_parameters()
+    optimisers = muon_and_adamw(model, [p for name, p in named if p.ndim == 2 and "embed" not in name])
     batches = _batches(demonstrations, random.Random(f"warm-up {seed}"))
     curve: list[WarmupPoint] = []
     for step in range(1, max_steps + 1):
@@ -64,22 +63,6 @@ def warm_up(
             if curve[-1].reward >= target:
                 break
     return curve
-
-
-def _optimisers(model: Any) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the network, AdamW for the rest; AdamW alone where torch has no Muon (< 2.9)."""
-    muon = getattr(torch.optim, "Muon", None)
-    named = list(model.named_parameters())
-    matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name] if muon else []
-    chosen = {id(p) for p in matrices}
-    rest = [p for _, p in named if id(p) not in chosen]
-    optimisers = [torch.optim.AdamW(rest, lr=ADAMW_LR, weight_decay=0.0)]
-    if muon:
-        optimisers.append(muon(matrices, lr=MUON_LR, weight_decay=0.0))
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["full_lr"] = group["lr"]
-    return optimisers
 
 
 def _batches(
@@ -109,10 +92,5 @@ def _imitate(
         token_logprobs(model, batch.token_ids_BT, batch.mask_BT, 1.0), batch.mask_BT
     )
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["lr"] = group["full_lr"] * ramp
-        optimiser.step()
-        optimiser.zero_grad()
+    take_step(model, optimisers, ramp)
     return float(loss.item())

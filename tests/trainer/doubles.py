@@ -1,10 +1,16 @@
 """What the tests of this room put in place of a trained policy, a task and a run."""
 
+import os
+import sys
 from dataclasses import dataclass, field
 
-from eventlog import Table, ToolCall, Turn
+import torch
+
+from eventlog import Table, ToolCall, Trajectory, Turn
+from trainer.batch import make_batch
 from trainer.chat import Chat
 from trainer.policy import Completion
+from trainer.policy.transformers import token_logprobs
 from trainer.progress import Progress
 from trainer.tasks import Grade
 from trainer.tasks.calculator import CalculatorTask, chain
@@ -113,6 +119,35 @@ SMALL = {
 }
 
 
-def write_problems(path):
-    """Write problems that all have the answer 50: even the smallest policy is soon right, now and then."""
-    path.write_text("".join(f'{{"answer": "<<{a}+{50 - a}=50>>"}}\n' for a in range(1, 50)))
+def small_training(directory, recipe, name, *more, launcher=(), **settings):
+    """Return the command of a training of that size below `directory`, and its environment.
+
+    Its problems all have the answer 50: even the smallest policy is soon right, now and then.
+    """
+    problems = directory / "train.jsonl"
+    problems.write_text("".join(f'{{"answer": "<<{a}+{50 - a}=50>>"}}\n' for a in range(1, 50)))
+    command = [
+        sys.executable, *launcher, "-m", "trainer", "train", recipe, "--run-name", name,
+        "--root", str(directory / "runs"), "--output-dir", str(directory / name), "--data", str(problems),
+        *(f"--set={key}={value}" for key, value in {**SMALL, **settings}.items()), *more,
+    ]  # fmt: skip
+    env = {**os.environ, "HOME": str(directory), "OMP_NUM_THREADS": "1", "WANDB_CONSOLE": "off"}
+    return command, env
+
+
+def logprobs_of(model, prompts, completions, temperature, pad_id):
+    """Return the log-probs of the training forward, and those that the engine recorded, side by side."""
+    batch = make_batch(
+        [
+            Trajectory(
+                turns=[],
+                token_ids=[*prompt, *completion.token_ids],
+                mask=[0] * len(prompt) + [1] * len(completion.token_ids),
+                logprobs=completion.logprobs,
+            )
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ],
+        pad_id,
+    )
+    with torch.no_grad():
+        return token_logprobs(model, batch.token_ids_BT, batch.mask_BT, temperature), batch.old_BT

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections import defaultdict
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -11,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.algorithms import (
-    ESTIMATORS,
     STD_EPS,
-    VARIANTS,
     Objective,
     StepSize,
     group_advantages,
@@ -26,16 +25,17 @@ from trainer.algorithms import (
     policy_loss,
     token_weights,
 )
+from trainer.config import Estimator, Variant
 
 rewards = st.lists(st.lists(st.floats(-2, 2), min_size=4, max_size=4), min_size=1, max_size=3)
-variants = st.sampled_from(VARIANTS)
+variants = st.sampled_from(get_args(Variant))
 objectives = st.builds(
     Objective,
     variants,
     clip_low=st.sampled_from([0.0, 0.1, 0.2]),
     clip_high=st.sampled_from([0.1, 0.2, 0.28, 5.0]),
     kl_weight=st.sampled_from([0.0, 0.01, 0.5]),
-    kl_estimator=st.sampled_from(ESTIMATORS),
+    kl_estimator=st.sampled_from(get_args(Estimator)),
 )
 MAX_TOKENS = 11
 

@@ -39,6 +39,14 @@ def test_only_the_newest_two_are_kept(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["step-00000003.pt", "step-00000004.pt"]
 
 
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    (tmp_path / ".step-00000001.pt.4711.partial").write_bytes(b"half")
+
+    checkpoint.save(tmp_path, 1, {"step": 1}, kept=2)
+
+    assert os.listdir(tmp_path) == ["step-00000001.pt"]
+
+
 def test_a_directory_without_checkpoints_has_no_state(tmp_path):
     assert load(tmp_path) == (None, [])
     assert load(tmp_path / "absent") == (None, [])

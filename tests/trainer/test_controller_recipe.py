@@ -36,14 +36,7 @@ TINY = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _a_directory_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / name.lower()))
-    for name in ("WANDB_NAME", "RUN_ID", "WANDB_RUN_ID", "WANDB_PROJECT", "WANDB_MODE", "EVENTLOG_ROOT"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("own_machine")
 
 
 def start(name="try", *, resume=False, **overrides):

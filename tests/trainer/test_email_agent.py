@@ -28,23 +28,10 @@ FULL = replace(SMALL, model_name="a pretrained model")
 
 
 @pytest.fixture(autouse=True)
-def _no_data(monkeypatch, tmp_path):
+def _no_data(own_machine, monkeypatch, tmp_path):
     """A machine without mails, and without a way to the hub."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in (
-        *RECIPE.variables,
-        "TIDELOG_DATA",
-        "RUN_ID",
-        "WANDB_NAME",
-        "WANDB_RUN_ID",
-        "WANDB_PROJECT",
-        "WANDB_MODE",
-    ):
+    for name in RECIPE.variables:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("EVENTLOG_ROOT", raising=False)
-    for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / name.lower()))
     monkeypatch.setattr(problems_module, "__file__", str(tmp_path / "a" / "b" / "c.py"))
     monkeypatch.setitem(sys.modules, "datasets", None)
 

@@ -1,37 +1,16 @@
 """A training that is killed with SIGKILL, again and again, and resumed: it comes out as one that never was."""
 
-import os
 import random
 import signal
 import subprocess
-import sys
 
 import pytest
 import torch
 
 import eventlog
 from eventlog.reader import find_runs
-from tests.trainer.doubles import SMALL, write_problems
+from tests.trainer.doubles import small_training
 from trainer import checkpoint
-
-
-def command(name, directory, *more):
-    settings = [f"--set={key}={value}" for key, value in SMALL.items()]
-    return [
-        sys.executable, "-m", "trainer", "train", "base", "--run-name", name,
-        "--root", str(directory / "runs"), "--output-dir", str(directory / name), "--data", str(directory / "train.jsonl"),
-        *settings, *more,
-    ]  # fmt: skip
-
-
-@pytest.fixture
-def directory(tmp_path):
-    write_problems(tmp_path / "train.jsonl")
-    return tmp_path
-
-
-def env(directory):
-    return {**os.environ, "HOME": str(directory), "OMP_NUM_THREADS": "1", "WANDB_CONSOLE": "off"}
 
 
 def run_dir(directory, name):
@@ -56,14 +35,14 @@ def trajectories(run_dir):
 
 
 @pytest.mark.slow
-def test_killed_anywhere_and_resumed_it_logs_and_learns_what_an_unbroken_one_does(directory):
-    subprocess.run(command("whole", directory), env=env(directory), check=True, capture_output=True)
+def test_killed_anywhere_and_resumed_it_logs_and_learns_what_an_unbroken_one_does(tmp_path):
+    command, env = small_training(tmp_path, "base", "whole")
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    command, env = small_training(tmp_path, "base", "parts", "--resume")
 
     chance = random.Random(5)
     for _ in range(8):
-        process = subprocess.Popen(
-            command("parts", directory, "--resume"), env=env(directory), stdout=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         # Killed after some lines of what it says: in the warm-up, in a step, after a checkpoint, wherever that is.
         for _ in range(chance.randint(3, 30)):
@@ -72,17 +51,15 @@ def test_killed_anywhere_and_resumed_it_logs_and_learns_what_an_unbroken_one_doe
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-    subprocess.run(
-        command("parts", directory, "--resume"), env=env(directory), check=True, capture_output=True
-    )
+    subprocess.run(command, env=env, check=True, capture_output=True)
 
-    whole, parts = run_dir(directory, "whole"), run_dir(directory, "parts")
+    whole, parts = run_dir(tmp_path, "whole"), run_dir(tmp_path, "parts")
     assert len(list(parts.glob("main-*"))) > 3  # it was killed, and more than once after it had begun
     assert any("training_step/loss" in row for _, row in rows(whole))  # there was something to learn
     assert rows(parts) == rows(whole)
     assert trajectories(parts) == trajectories(whole)
-    first = checkpoint.load_newest(directory / "whole", warn=pytest.fail)
-    second = checkpoint.load_newest(directory / "parts", warn=pytest.fail)
+    first = checkpoint.load_newest(tmp_path / "whole", warn=pytest.fail)
+    second = checkpoint.load_newest(tmp_path / "parts", warn=pytest.fail)
     assert first["totals"] == second["totals"]
     assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
     assert first["optimiser"]["state"].keys() == second["optimiser"]["state"].keys()

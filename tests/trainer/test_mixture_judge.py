@@ -32,12 +32,7 @@ from trainer.recipes.mixture_judge import (
 SMALL = with_overrides(MixtureSettings(), {**QUICK, "eval_size": 12, "warmup_problems": 30})
 
 
-@pytest.fixture(autouse=True)
-def _a_machine_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("TIDELOG_DATA", "JUDGE_BASE_URL", "JUDGE_MODEL", "JUDGE_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("own_machine")
 
 
 def mixed(n=12):

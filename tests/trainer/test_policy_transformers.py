@@ -13,8 +13,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from eventlog import Trajectory
-from trainer.batch import make_batch
+from tests.trainer.doubles import logprobs_of
 from trainer.errors import SettingsError
 from trainer.policy import Completion
 from trainer.policy.transformers import TransformersEngine, tiny_qwen3, token_logprobs
@@ -67,24 +66,6 @@ def decode_without_cache(model, prompt, max_new):
     return ids[len(prompt) :]
 
 
-def recomputed(model, prompts, completions, temperature):
-    """Return the log-probs of the training forward, in the order in which the engine gave them."""
-    batch = make_batch(
-        [
-            Trajectory(
-                turns=[],
-                token_ids=[*prompt, *completion.token_ids],
-                mask=[0] * len(prompt) + [1] * len(completion.token_ids),
-                logprobs=completion.logprobs,
-            )
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ],
-        PAD,
-    )
-    with torch.no_grad():
-        return token_logprobs(model, batch.token_ids_BT, batch.mask_BT, temperature), batch.old_BT
-
-
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
@@ -124,7 +105,7 @@ def test_logprobs_recorded_at_sampling_are_those_of_the_training_forward(model, 
 
     completions = engine.complete(prompts, max_new=12, temperature=temperature)
 
-    recomputed_BT, recorded_BT = recomputed(model, prompts, completions, temperature)
+    recomputed_BT, recorded_BT = logprobs_of(model, prompts, completions, temperature, PAD)
     assert engine.exact
     assert torch.allclose(recomputed_BT, recorded_BT, atol=1e-4)
 
@@ -132,7 +113,7 @@ def test_logprobs_recorded_at_sampling_are_those_of_the_training_forward(model, 
 def test_greedy_logprobs_are_those_of_temperature_1(model, engine):
     completions = engine.complete(PROMPTS, max_new=12, temperature=0.0)
 
-    recomputed_BT, recorded_BT = recomputed(model, PROMPTS, completions, 1.0)
+    recomputed_BT, recorded_BT = logprobs_of(model, PROMPTS, completions, 1.0, PAD)
     assert torch.allclose(recomputed_BT, recorded_BT, atol=1e-4)
 
 
@@ -342,7 +323,7 @@ def test_other_models_decode_and_score_as_their_own_forward_does(other):
 
     assert ids_of(completions) == [decode_without_cache(model, p, 6) for p in PROMPTS]
     assert ids_of(carried_on) == [decode_without_cache(model, p, 6) for p in prompts]
-    recomputed_BT, recorded_BT = recomputed(model, prompts, carried_on, 1.0)
+    recomputed_BT, recorded_BT = logprobs_of(model, prompts, carried_on, 1.0, PAD)
     assert torch.allclose(recomputed_BT, recorded_BT, atol=1e-4)
 
 
@@ -364,7 +345,7 @@ def test_a_model_in_bfloat16_has_logprobs_in_float32_and_does_not_claim_to_be_ex
     completions = engine.complete(PROMPTS * 4, 8, 0.0)
 
     assert not engine.exact
-    recomputed_BT, recorded_BT = recomputed(half, PROMPTS * 4, completions, 1.0)
+    recomputed_BT, recorded_BT = logprobs_of(half, PROMPTS * 4, completions, 1.0, PAD)
     assert recomputed_BT.dtype == torch.float32
     assert torch.allclose(recomputed_BT, recorded_BT, atol=0.2)
     assert (recorded_BT != recorded_BT.bfloat16().float()).any(), "not rounded to bfloat16"
@@ -393,7 +374,7 @@ def test_on_a_gpu_the_same_is_decoded_and_scored(model):
         torch.manual_seed(2)
         assert_same(gpu_engine.complete(prompts, 8, 1.0), completions, atol=1e-3)
 
-    recomputed_BT, recorded_BT = recomputed(on_gpu, prompts, completions, 1.0)
+    recomputed_BT, recorded_BT = logprobs_of(on_gpu, prompts, completions, 1.0, PAD)
     assert recomputed_BT.device.type == "cpu"
     assert torch.allclose(recomputed_BT, recorded_BT, atol=1e-3)
 

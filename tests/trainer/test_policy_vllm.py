@@ -13,14 +13,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from eventlog import Trajectory
-from tests.trainer.doubles import learned_chat
+from tests.trainer.doubles import learned_chat, logprobs_of
 from tests.trainer.vllm_server import VLLMServer, needs_vllm
-from trainer.batch import make_batch
 from trainer.errors import SettingsError
 from trainer.models import save_pretrained
 from trainer.policy import Completion
-from trainer.policy.transformers import TransformersEngine, pretrained, tiny_qwen3, token_logprobs
+from trainer.policy.transformers import TransformersEngine, pretrained, tiny_qwen3
 from trainer.policy.vllm import VLLMEngine
 
 END = 2  # as in `SPECIAL_TOKENS`
@@ -493,21 +491,8 @@ def lora_of(server, seed):
 
 def drift(model, prompts, completions, temperature):
     """Return the greatest difference between a server's log-probs and those of a model in this process."""
-    batch = make_batch(
-        [
-            Trajectory(
-                turns=[],
-                token_ids=[*prompt, *completion.token_ids],
-                mask=[0] * len(prompt) + [1] * len(completion.token_ids),
-                logprobs=completion.logprobs,
-            )
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ],
-        pad_id=0,
-    )
-    with torch.no_grad():
-        recomputed_BT = token_logprobs(model, batch.token_ids_BT, batch.mask_BT, temperature)
-    return float((recomputed_BT - batch.old_BT).abs().max())
+    recomputed_BT, recorded_BT = logprobs_of(model, prompts, completions, temperature, pad_id=0)
+    return float((recomputed_BT - recorded_BT).abs().max())
 
 
 class TestRealVLLM:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 
@@ -10,27 +9,16 @@ import pytest
 
 import eventlog
 from eventlog.reader import find_runs, pieces_of
-from tests.trainer.doubles import SMALL, write_problems
+from tests.trainer.doubles import small_training
 
-FLAGS = [f"--set={key}={value}" for key, value in {**SMALL, "steps": 3, "eval_interval": 1}.items()]
-
-
-@pytest.fixture
-def directory(tmp_path):
-    write_problems(tmp_path / "train.jsonl")
-    return tmp_path
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
 def train(directory, recipe, *more, launcher=(), check=True):
-    command = [
-        sys.executable, *launcher, "-m", "trainer", "train", recipe, "--run-name", "pair", "--root", str(directory / "runs"),
-        "--output-dir", str(directory / "pair"), "--data", str(directory / "train.jsonl"), *FLAGS, *more,
-    ]  # fmt: skip
-    env = {**os.environ, "HOME": str(directory), "OMP_NUM_THREADS": "1", "WANDB_CONSOLE": "off"}
+    command, env = small_training(
+        directory, recipe, "pair", *more, launcher=launcher, steps=3, eval_interval=1
+    )
     return subprocess.run(command, env=env, check=check, capture_output=True, text=True)
-
-
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
 def of_rank(run_dir, rank, stream="events"):
@@ -42,10 +30,10 @@ def rows_of(run_dir, rank):
 
 
 @pytest.mark.slow
-def test_two_ranks_train_one_policy_and_both_log(directory):
-    train(directory, "accelerate_ddp", launcher=TORCHRUN)
+def test_two_ranks_train_one_policy_and_both_log(tmp_path):
+    train(tmp_path, "accelerate_ddp", launcher=TORCHRUN)
 
-    (run_dir,) = find_runs(directory / "runs")
+    (run_dir,) = find_runs(tmp_path / "runs")
     rows = [rows_of(run_dir, rank) for rank in (0, 1)]
     everything = [of_rank(run_dir, rank, "trajectories") for rank in (0, 1)]
     episodes = [[r for r in each if r.data["info"]["split"] == "train"] for each in everything]
@@ -75,11 +63,11 @@ def test_two_ranks_train_one_policy_and_both_log(directory):
 
 
 @pytest.mark.slow
-def test_the_loss_of_two_ranks_is_that_of_all_their_trajectories(directory):
+def test_the_loss_of_two_ranks_is_that_of_all_their_trajectories(tmp_path):
     """One optimiser step of each batch, taken by the policy that sampled it: the logged loss follows from both logs."""
-    train(directory, "accelerate_ddp", "--set=train_batch_size=0", "--set=kl_weight=0.5", launcher=TORCHRUN)
+    train(tmp_path, "accelerate_ddp", "--set=train_batch_size=0", "--set=kl_weight=0.5", launcher=TORCHRUN)
 
-    (run_dir,) = find_runs(directory / "runs")
+    (run_dir,) = find_runs(tmp_path / "runs")
     rows = rows_of(run_dir, 0)
     compared = 0
     for step in range(3):
@@ -100,30 +88,30 @@ def test_the_loss_of_two_ranks_is_that_of_all_their_trajectories(directory):
     assert compared
 
 
-def test_one_process_is_refused_where_several_are_meant(directory):
-    result = train(directory, "accelerate_ddp", check=False)
+def test_one_process_is_refused_where_several_are_meant(tmp_path):
+    result = train(tmp_path, "accelerate_ddp", check=False)
 
     assert result.returncode == 2
     assert "torchrun" in result.stderr
-    assert not (directory / "runs").exists()
+    assert not (tmp_path / "runs").exists()
 
 
-def test_several_processes_are_refused_where_one_is_meant(directory):
-    result = train(directory, "base", launcher=TORCHRUN, check=False)
+def test_several_processes_are_refused_where_one_is_meant(tmp_path):
+    result = train(tmp_path, "base", launcher=TORCHRUN, check=False)
 
     assert result.returncode != 0
     assert "accelerate_ddp" in result.stderr
 
 
 @pytest.mark.slow
-def test_accelerate_alone_says_its_device_and_that_it_stepped(directory):
-    train(directory, "accelerate")
+def test_accelerate_alone_says_its_device_and_that_it_stepped(tmp_path):
+    train(tmp_path, "accelerate")
 
-    (run_dir,) = find_runs(directory / "runs")
+    (run_dir,) = find_runs(tmp_path / "runs")
     rows = rows_of(run_dir, 0)
     assert any(row.get("accelerate/sync_gradients") == 1 for row in rows.values())
     shown = subprocess.run(
-        [sys.executable, "-m", "eventlog", "show", "pair", "--root", str(directory / "runs"), "--json"],
+        [sys.executable, "-m", "eventlog", "show", "pair", "--root", str(tmp_path / "runs"), "--json"],
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
     assert json.loads(shown)["summary"]["accelerate/device"] == "cpu"

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 
 from trainer.collectors import Collector
 from trainer.collectors.grpo import DrGrpo
+from trainer.config import Variant
 from trainer.recipes import calculator
 from trainer.recipes.calculator import CalculatorSettings
 
 
 @dataclass(frozen=True)
 class DrGrpoSettings(CalculatorSettings):
-    variant: str = "dr_grpo"
+    variant: Variant = "dr_grpo"
     critic_type: str = ""  # a word of your own for the run's config; there is no critic
 
 
