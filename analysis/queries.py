@@ -44,6 +44,7 @@ SELECT run_id, step, avg(solved) AS pass_at_group, avg(mean_reward) AS mean_rewa
 FROM (
     SELECT run_id, step, "group", max((reward > 0)::INTEGER) AS solved, avg(reward) AS mean_reward
     FROM trajectories
+    WHERE info ->> 'split' IS DISTINCT FROM 'eval'
     GROUP BY project, run_id, step, "group"
 )
 GROUP BY run_id, step

@@ -146,6 +146,14 @@ def list_recipes() -> None:
     help="Write the metrics for TensorBoard too, into this directory.",
 )
 @_flag("results_dir", type=click.Path(path_type=Path), help="The same as --log-dir.")
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    envvar="VERBOSE",
+    show_envvar=True,
+    help="Print an episode of each batch.",
+)
 def train(
     recipe: str,
     quick: bool,
@@ -160,6 +168,7 @@ def train(
     wandb_entity: str | None,
     log_dir: Path | None,
     results_dir: Path | None,
+    verbose: bool,
     **flags: str | None,
 ) -> None:
     """Train RECIPE: warm up, then GRPO, evaluating on held-out problems.
@@ -188,6 +197,7 @@ def train(
             entity=wandb_entity,
             tensorboard=log_dir or results_dir or (loaded.tensorboard or wandb is False),
             uploads=uploads,
+            shows_episodes=verbose,
         )
         launch(loaded, request, Console(highlight=False))
 
@@ -270,13 +280,12 @@ def bench(recipe: str, as_json: bool, show_trajectories: bool, **asked: Any) -> 
     if as_json:
         click.echo(json.dumps({"run": result.name, "step": result.step, **timings, **result.metrics}))
         return
-    from trainer.collectors.grpo import transcript
+    from trainer.progress import in_words
 
     console = Console(highlight=False)
     if show_trajectories:
         for trajectory in result.trajectories:
-            console.print(f"--- reward {trajectory.reward}", markup=False)
-            console.print(transcript(trajectory.turns), markup=False)
+            console.print(in_words(trajectory), markup=False)
     console.print("Benchmark Results")
     console.print(_table_of(result.metrics | timings))
 

@@ -66,6 +66,7 @@ class Request:
     entity: str | None = None
     tensorboard: Path | bool = False  # where a mirror of the metrics goes, or that it goes beside the run
     uploads: bool = True  # whether syncd may upload by itself what is logged
+    shows_episodes: bool = False  # whether one of each rollout batch is printed
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def launch(recipe: Recipe, request: Request, console: Console) -> Outcome:
     task = recipe.task(settings)
     problems = _problems(recipe, request, settings, previous, checkpoints)
     is_first = compute.index == 0
-    progress = Progress(name, console if is_first else None)
+    progress = Progress(name, console if is_first else None, shows_episodes=request.shows_episodes)
     progress.say(f"problems: {problems.source}")
     collectors = [*recipe.collectors(settings), *_of_ranks(recipe, compute)]
 

@@ -22,6 +22,7 @@ from rich.progress import Progress as Bars
 
 from eventlog import cursor
 from trainer.collectors import At, Metrics, finished
+from trainer.collectors.grpo import transcript
 
 if TYPE_CHECKING:
     from eventlog import Trajectory
@@ -33,9 +34,10 @@ LOOK_EVERY_S = 2.0
 class Progress:
     """Says lines from the start; the bar is on the screen inside of `of_run`."""
 
-    def __init__(self, name: str, console: Console | None = None) -> None:
+    def __init__(self, name: str, console: Console | None = None, *, shows_episodes: bool = False) -> None:
         self._name = name
         self._console = console
+        self._shows_episodes = shows_episodes
         self._run_dir: Path | None = None
         self._bars: Bars | None = None
         self._looked_s = float("-inf")
@@ -98,6 +100,8 @@ class Progress:
 
     def batch(self, at: At, row: Metrics, trajectories: Sequence[Trajectory], duration_s: float) -> None:
         """Tell of a rollout batch that was played and learnt from."""
+        if self._shows_episodes and trajectories:
+            self.say(in_words(trajectories[0]))
         reward = row.get("rollouts/returns_mean")
         tokens = sum(t.completion_tokens or 0 for t in finished(trajectories))
         facts = [
@@ -125,3 +129,9 @@ class Progress:
             acked = [c.acked.get("wandb-history.jsonl", 0) for c in cursor.cursors(self._run_dir)]
             self._uploaded = f"on W&B {max(acked)} rows" if acked else ""
         return self._uploaded
+
+
+def in_words(trajectory: Trajectory) -> str:
+    """Return an episode as a person reads it: what it earned, and who said what."""
+    outcome = trajectory.exception or f"reward {trajectory.reward}"
+    return f"--- {outcome}\n{transcript(trajectory.turns)}"

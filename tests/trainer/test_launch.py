@@ -81,6 +81,20 @@ def test_a_training_is_logged_row_by_row_and_trajectory_by_trajectory():
     assert any("train.jsonl" in line for line in said)
 
 
+@pytest.mark.parametrize("shows_episodes", [False, True])
+def test_an_episode_of_each_batch_is_printed_for_who_asks(shows_episodes):
+    said = Console(file=io.StringIO(), width=200)
+    request = Request(
+        TINY, name="try", root=Path("runs"), data=Path("train.jsonl"), shows_episodes=shows_episodes
+    )
+
+    launch(recipes.load("calculator"), request, said)
+
+    episodes = said.file.getvalue().split("--- reward ")[1:]
+    assert len(episodes) == 2 * shows_episodes
+    assert all("user: " in episode for episode in episodes)
+
+
 def test_the_config_of_the_run_has_every_setting_and_the_source():
     outcome, _ = start(seed=7)
 
