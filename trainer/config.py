@@ -52,7 +52,7 @@ class Settings:
     # the warm-up
     warmup_problems: int = 1000  # that are demonstrated
     warmup_target: float = 0.35  # greedy reward on problems that are not demonstrated
-    warmup_max_steps: int = 400  # 0: none, as befits a pretrained model
+    warmup_max_steps: int = 400  # 0: none; a pretrained model is never warmed up
     # the rollout
     steps: int = 200  # rollout batches
     epochs: int = 0  # passes over the problems, in place of steps; 0: steps
@@ -113,6 +113,7 @@ class Settings:
             "micro_batch_size": 1,
             "lr": 0.0,
             "lr_ramp_steps": 0,
+            "max_norm": 0.0,
             "kl_weight": 0.0,
             "clip_eps": 0.0,
             "clip_high": 0.0,
@@ -147,6 +148,11 @@ class Settings:
                 "setting 'engine' is 'vllm', and its server takes new weights as a LoRA adapter: "
                 "give --set lora_rank=16, or another rank."
             )
+
+    @property
+    def n_demonstrated(self) -> int:
+        """How many problems are demonstrated in the warm-up: none to a pretrained model, which it would ruin."""
+        return 0 if self.model_name else self.warmup_problems
 
     @property
     def clip_high_eps(self) -> float:

@@ -9,8 +9,11 @@ import torch
 from rich.console import Console
 
 from trainer import recipes
+from trainer.benchmark import benchmark, load_trained
 from trainer.errors import CheckpointError, SettingsError
 from trainer.launch import Request, launch
+from trainer.models import save_pretrained
+from trainer.progress import Progress
 
 TINY = {
     "steps": "2",
@@ -248,6 +251,35 @@ def test_a_run_that_nobody_named_is_called_by_its_recipe_or_its_settings():
 
     assert outcome.name.startswith("grpo-g2-lr0.0001-2")
     assert records(outcome, "start")[0]["data"]["config"]["batch_size"] == 2
+
+
+# --- a pretrained model -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pretrained():
+    """The directory of a model that is right now and then, as `from_pretrained` reads it."""
+    outcome, _ = start(name="made", steps=1, warmup_max_steps=150, warmup_problems=40)
+    recipe = recipes.load("calculator")
+    made = load_trained(recipe, outcome.checkpoints, "newest", Path("train.jsonl"))
+    save_pretrained(made.model, made.chat, Path("model"))
+    return "model"
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_pretrained_model_is_not_warmed_up_and_its_checkpoint_is_what_it_has_become(pretrained, lora_rank):
+    outcome, said = start(
+        name="tuned", model_name=pretrained, lora_rank=lora_rank, lr=0.02, steps=3, temperature=1.5
+    )
+
+    assert not any(line.startswith("warm-up") for line in said)
+    rows = history(outcome)
+    assert not any(key.startswith("warmup/") for row in rows.values() for key in row)
+    recipe, progress = recipes.load("calculator"), Progress("tuned")
+    tuned = load_trained(recipe, outcome.checkpoints, "newest", Path("train.jsonl"))
+    played = benchmark(recipe, tuned, limit=0, sequential=False, concurrency=0, progress=progress)
+    last = {r["data"]["id"]: r["data"] for r in records(outcome, "trajectory") if r["step"] == 3}
+    assert [t.token_ids for t in played.trajectories] == [t["token_ids"] for t in last.values()]
 
 
 @pytest.mark.slow

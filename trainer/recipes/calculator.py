@@ -48,7 +48,7 @@ def problems_for(settings: CalculatorSettings, data: Path | None) -> Problems:
     """Find problems, keep those with short whole numbers, and split them."""
     found, source = _find(settings, data)
     fitting = [problem for problem in found if _fits(problem, settings.number_digits)]
-    n_held_out, n_warmup = settings.eval_size, settings.warmup_problems
+    n_held_out, n_warmup = settings.eval_size, settings.n_demonstrated
     least = n_held_out + n_warmup + settings.rollouts_per_step
     if len(fitting) < least:
         raise DataError(

@@ -129,7 +129,7 @@ def _split_made(inbox: Inbox, settings: EmailSettings) -> tuple[list[Question], 
     mails = sorted({question.message_id for question in questions})
     random.Random(f"split {settings.seed}").shuffle(mails)
     n_held_out = max(1, len(mails) // 5)
-    n_warmup = 0 if settings.model_name else len(mails) * 2 // 5
+    n_warmup = len(mails) * 2 // 5 if settings.n_demonstrated else 0
     held_out = set(mails[:n_held_out])
     warmup = mails[n_held_out : n_held_out + n_warmup]
     train = set(mails[n_held_out + n_warmup :])
@@ -144,17 +144,15 @@ def _demonstrated(inbox: Inbox, message_ids: Sequence[str], settings: EmailSetti
     """Return questions about these mails in disguise, about each of them several times; none for a pretrained model."""
     mails = [mail for mail in map(inbox.mail, message_ids) if mail is not None]
     found: list[Question] = []
-    if settings.model_name or not settings.warmup_max_steps:
-        return found
     words, seed = common_words(inbox), settings.seed
-    while mails and len(found) < settings.warmup_problems:
+    while mails and len(found) < settings.n_demonstrated:
         drawn = Inbox.of(disguised(mails, seed), "mails in disguise")
         questions = questions_of(drawn, seed, body_chars=settings.body_chars, words=words)
         if not questions:
             break
         found += questions
         seed += 1
-    return found[: settings.warmup_problems]
+    return found[: settings.n_demonstrated]
 
 
 # --- questions that were asked ----------------------------------------------------------------------------------------

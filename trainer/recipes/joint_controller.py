@@ -113,7 +113,7 @@ def problems_for(settings: JointControllerSettings, data: Path | None) -> Proble
             "joint_controller generates its samples, and reads none from --data. "
             f"Choose their families with --dataset_names: {', '.join(FAMILIES)}."
         )
-    n_warmup, n_held_out = settings.warmup_problems, settings.eval_size
+    n_warmup, n_held_out = settings.n_demonstrated, settings.eval_size
     drawn = draw_problems(
         n_warmup + n_held_out + settings.train_size,
         settings.families,

@@ -105,14 +105,14 @@ def problems_for(settings: MixtureSettings, data: Path | None) -> Problems:
         rng = random.Random(f"split {name} {settings.seed}")
         mine = _shuffled(found, name, rng)
         mine_apart = _shuffled(kept_apart, name, rng)
-        n_held_out, n_warmup = settings.eval_size // len(sources), settings.warmup_problems // len(sources)
+        n_held_out, n_warmup = settings.eval_size // len(sources), settings.n_demonstrated // len(sources)
         if mine_apart:
             held_out += mine_apart[:n_held_out]
         else:
             n_held_out = min(n_held_out, len(mine) // 4)
             held_out, mine = held_out + mine[:n_held_out], mine[n_held_out:]
-        # A pretrained model imitates nothing; a small source is not used up by what is demonstrated.
-        n_warmup = 0 if settings.model_name else min(n_warmup, len(mine) // 2)
+        # A small source is not used up by what is demonstrated.
+        n_warmup = min(n_warmup, len(mine) // 2)
         warmup, train = warmup + mine[:n_warmup], train + mine[n_warmup:]
     random.Random(f"order {settings.seed}").shuffle(train)
     train = train[: settings.max_prompts or None]
