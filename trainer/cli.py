@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -352,9 +353,15 @@ def data_emails(source: Path, output: Path) -> None:
     from trainer.data import emails
 
     with _refusals(), Console(highlight=False).status("reading mails …") as status:
-        made = emails.create(
-            emails.read(source), output, lambda so_far: status.update(f"read {so_far.n_read:,} mails …")
-        )
+        try:
+            made = emails.create(
+                emails.read(source), output, lambda so_far: status.update(f"read {so_far.n_read:,} mails …")
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise click.ClickException(
+                f"the mails of {str(source)!r} did not get into {str(output)!r}: {error}. "
+                "Nothing was changed; -o names another place."
+            ) from None
     click.echo(f"{output}: {made.in_words()}")
 
 

@@ -64,6 +64,19 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, argu
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_database_of_mails_that_cannot_be_written_is_said_in_a_sentence(tmp_path):
+    (tmp_path / "mails.jsonl").write_text('{"body": "At noon?"}\n')
+    (tmp_path / "file").write_text("")
+
+    result = CliRunner().invoke(
+        main, ["data", "emails", str(tmp_path / "mails.jsonl"), "-o", str(tmp_path / "file" / "made.db")]
+    )
+
+    assert result.exit_code == 1
+    assert "file/made.db" in result.output
+    assert "-o names another place" in result.output
+
+
 def test_help_and_the_list_of_recipes_do_not_import_torch():
     code = "import sys, trainer.cli, trainer.recipes; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
 

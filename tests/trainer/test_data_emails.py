@@ -140,7 +140,9 @@ def test_a_body_is_decoded_whatever_it_says_of_itself(raw, body):
     assert parse(raw, "x").body == body
 
 
-@pytest.mark.parametrize("subject", [b"=?klingon?q?a?=", b"=?utf-8?b?!!?=", b"caf\xe9", b"a\n b"])
+@pytest.mark.parametrize(
+    "subject", [b"=?klingon?q?a?=", b"=?utf-8?b?!!?=", b"=?utf-8?b?a?=", b"caf\xe9", b"a\n b"]
+)
 def test_an_odd_subject_damages_no_mail(subject):
     assert isinstance(parse(b"From: a@x.org\nSubject: " + subject + b"\n\nbody", "x"), Mail)
 
@@ -182,6 +184,36 @@ def test_a_damaged_line_is_named_and_the_lines_around_it_are_read(tmp_path, line
     assert (first.body, second.body) == ("one", "two")
     assert isinstance(damaged, Damaged)
     assert damaged.where == "line 2"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"From: " + b"(" * 5000 + b"\n\nbody",
+        b"".join(
+            b"Subject: deep\nContent-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (n, n)
+            for n in range(2000)
+        ),
+    ],
+    ids=["comments", "parts"],
+)
+def test_a_mail_that_is_nested_too_deeply_is_damaged_and_ends_nothing(raw):
+    assert parse(raw, "m").where == "m"
+
+
+def test_a_name_that_is_not_utf8_is_kept_as_far_as_it_is_text(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9")).write_bytes(CMU_MAIL)
+
+    created = create(read(tmp_path), tmp_path / "made.db")
+
+    assert created.n_kept == 1
+
+
+def test_a_megabyte_of_tags_that_never_end_is_read():
+    """Where each of them is looked up to the end of the mail, this takes 20 minutes."""
+    mail = parse(b"Subject: s\nContent-Type: text/html\n\nnoon<br>" + b"<script " * 130_000, "m")
+
+    assert mail.body.startswith("noon")
 
 
 def test_half_a_surrogate_pair_in_a_mail_is_replaced(tmp_path):

@@ -77,6 +77,8 @@ def evaluate(expression: str) -> float:
         raise CalculatorError("error: not an expression") from None
     except ZeroDivisionError:
         raise CalculatorError("error: division by zero") from None
+    except OverflowError:
+        raise CalculatorError("error: the number is too large") from None
 
 
 def _value(node: ast.AST) -> float:
