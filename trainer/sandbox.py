@@ -1,13 +1,14 @@
 """Runs a Python program that nobody has read, and says whether it came to its end.
 
-    program ─▶ unshare (no network) ─▶ setpriv (user nobody) ─▶ python: limits, then the program ─▶ Outcome
+    program ─▶ unshare (no network) ─▶ setpriv (user nobody) ─▶ python: limits, Landlock, then the program ─▶ Outcome
 
 Guaranteed: the program has a process, a session and a directory of its own, which are gone when `run` returns; an
 empty environment; limits on wall and CPU seconds, on the size of a file and, but for macOS, on memory. It passes only
 by running to its end: leaving early (`exit`, `os._exit`) or printing something does not count.
 
 Where the system lets us (`isolation()` says so, by trying to get out): no network, as root or where users may make name
-spaces; no further processes or threads; nobody's rights in place of root's, with `setpriv`.
+spaces; no further processes or threads; nobody's rights in place of root's, with `setpriv`; with Landlock (Linux 5.13)
+it changes no file outside its directory, and (6.12) signals no other process.
 
 Not guaranteed: that it reads no file which everybody may read, nor disturbs another program in the sandbox; that many
 small files do not fill the disk; that a process, where there can be more than one, did not leave the group; and that
@@ -55,7 +56,31 @@ class Outcome:
 
 # The program's own prints go nowhere: the only thing on the old standard output is what this writes at the end.
 _BOOT = """
-import os, resource, sys
+import ctypes, os, resource, struct, sys
+
+# linux/landlock.h: the system calls, and the rights by the version that brought them.
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+WRITE_FILE = 1 << 1
+CHANGES = WRITE_FILE | sum(1 << bit for bit in range(4, 13))
+REFER, TRUNCATE = (2, 1 << 13), (3, 1 << 14)
+SCOPED = (6, 0b11)  # abstract sockets and signals
+NO_NEW_PRIVS = 38
+
+def restrict():
+    call = ctypes.CDLL(None).syscall
+    version = call(CREATE_RULESET, None, 0, 1) if sys.platform == "linux" else -1
+    if version < 1:
+        return
+    changes = CHANGES | sum(right for since, right in (REFER, TRUNCATE) if version >= since)
+    handled = struct.pack("QQQ", changes, 0, SCOPED[1])[: 24 if version >= SCOPED[0] else 8]
+    rules = call(CREATE_RULESET, handled, ctypes.c_size_t(len(handled)), 0)
+    for path, rights in ((".", changes), (os.devnull, WRITE_FILE)):
+        fd = os.open(path, os.O_PATH)
+        call(ADD_RULE, rules, 1, struct.pack("=Qi", rights, fd), 0)
+        os.close(fd)
+    ctypes.CDLL(None).prctl(NO_NEW_PRIVS, 1, 0, 0, 0)
+    call(RESTRICT_SELF, rules, 0)
+    os.close(rules)
 
 def main():
     report, (cpu_s, memory, file) = os.dup(1), map(int, sys.argv[1:])
@@ -79,6 +104,7 @@ def main():
             # macOS has no limit of the address space; the others hold.
             if limit != resource.RLIMIT_AS:
                 raise
+    restrict()
     sys.argv[1:] = []
     try:
         exec(compile(text, "program.py", "exec"), {"__name__": "__main__"})
@@ -102,13 +128,15 @@ def isolation() -> str:
     with socket.create_server(("127.0.0.1", 0)) as server:
         no_network = _is_refused(f"import socket; socket.create_connection({server.getsockname()!r}, 5)")
     no_processes = _is_refused("import os; os.fork() or os._exit(0)")
+    no_signals = _is_refused(f"import os; os.kill({os.getpid()}, 0)")
+    with tempfile.NamedTemporaryFile(prefix="sandbox-") as ours:
+        no_changes = _is_refused(f"open({ours.name!r}, 'a')")
     return ", ".join(
         [
             "no network" if no_network else "network not cut off",
             "no processes" if no_processes else "processes not limited",
-            "the user nobody"
-            if _is_refused(f"import os; assert os.getuid() == {os.getuid()}")
-            else "this user",
+            "no signals" if no_signals else "may signal this user's processes",
+            "no changes to files" if no_changes else "may change this user's files",
         ]
     )
 

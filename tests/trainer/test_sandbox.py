@@ -1,10 +1,13 @@
 """What a program may do in the sandbox, and what it may not: all of it really run."""
 
+import ctypes
 import os
-import shutil
 import socket
 import subprocess
+import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -17,14 +20,23 @@ from trainer.sandbox import Limits, run
 PATIENT = Limits(wall_s=120.0, cpu_s=60)
 
 
-def works(*command):
-    return (
-        shutil.which(command[0]) is not None and subprocess.run(command, capture_output=True).returncode == 0
-    )
+def works(*command, **how):
+    try:
+        return subprocess.run(command, capture_output=True, **how).returncode == 0
+    except (FileNotFoundError, PermissionError):
+        return False
 
 
 CUTS_OFF_NETWORKS = works("unshare", "--net", "true") or works("unshare", "--map-root-user", "--net", "true")
 LIMITS_PROCESSES = os.getuid() != 0 or works("setpriv", "--reuid=65534", "true")
+IS_NOBODY = os.getuid() == 0 and LIMITS_PROCESSES
+LANDLOCK = ctypes.CDLL(None).syscall(444, None, 0, 1) if sys.platform == "linux" else -1
+KEEPS_WRITES_IN = IS_NOBODY or LANDLOCK >= 1
+KEEPS_SIGNALS_IN = IS_NOBODY or LANDLOCK >= 6
+USER = {"user": 12345, "group": 12345, "extra_groups": [], "cwd": "/"}
+USERS_PYTHON = next(
+    (python for python in (sys.executable, "/usr/bin/python3") if works(python, "-c", "", **USER)), None
+)
 needs_no_network = pytest.mark.skipif(
     not CUTS_OFF_NETWORKS, reason="this machine lets this user cut off no network"
 )
@@ -148,33 +160,83 @@ def test_it_starts_no_process_and_no_thread(program):
     assert not run(program, PATIENT).passed
 
 
-@needs_no_processes
-@pytest.mark.skipif(os.getuid() != 0, reason="a program of the same user may write what that user may")
-def test_it_writes_nowhere_else(tmp_path):
-    os.chmod(tmp_path, 0o755)
+@pytest.fixture
+def everybodys():
+    """A directory in which everybody may do everything, and which everybody can reach."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o777)
+        yield Path(directory)
 
-    outcome = run(f"open({str(tmp_path / 'x')!r}, 'w')", PATIENT)
+
+@pytest.mark.skipif(LANDLOCK < 1, reason="this kernel has no Landlock")
+@pytest.mark.parametrize(
+    "change", ["open(ours, 'w')", "os.remove(ours)", "os.rename(ours, ours + '2')", "os.mkdir(ours + '2')"]
+)
+def test_it_changes_no_file_elsewhere_not_even_where_everybody_may(everybodys, change):
+    ours = everybodys / "ours"
+    ours.write_text("precious")
+    ours.chmod(0o666)
+
+    outcome = run(f"import os\nours = {str(ours)!r}\n{change}", PATIENT)
 
     assert "PermissionError" in outcome.error
+    assert [path.read_text() for path in everybodys.iterdir()] == ["precious"]
+
+
+@pytest.mark.skipif(not KEEPS_SIGNALS_IN, reason="this kernel lets a program signal its user's processes")
+def test_it_signals_nobody():
+    assert "PermissionError" in run(f"import os; os.kill({os.getpid()}, 0)", PATIENT).error
+
+
+@pytest.mark.skipif(
+    USERS_PYTHON is None or LANDLOCK < 6,
+    reason="only root can become another user, and that one needs a Python",
+)
+def test_a_users_programs_are_kept_in_without_root_too(everybodys):
+    ours = everybodys / "ours"
+    ours.write_text("precious")
+    os.chown(ours, USER["user"], USER["group"])
+    script = (
+        "import sys, tempfile, types\n"
+        "sandbox = sys.modules['sandbox'] = types.ModuleType('sandbox')\n"
+        "exec(sys.stdin.read(), vars(sandbox))\n"
+        f"tempfile.tempdir = {str(everybodys)!r}\n"
+        "print(sandbox.isolation())\n"
+        f"print(sandbox.run({f'import os; os.remove({str(ours)!r})'!r}).error)\n"
+    )
+
+    done = subprocess.run(
+        [USERS_PYTHON, "-c", script],
+        input=Path(sandbox.__file__).read_text(),
+        capture_output=True,
+        text=True,
+        **USER,
+    )
+
+    assert "no signals, no changes to files" in done.stdout, done.stderr
+    assert ours.read_text() == "precious"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root's programs can have children at all")
-def test_a_child_that_it_leaves_behind_is_killed_with_its_group(tmp_path):
+def test_a_child_that_it_leaves_behind_is_killed_with_its_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     program = (
         "import os, time\n"
         "if os.fork() == 0:\n"
-        f"    open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
-        "    time.sleep(1000)\n"
-        f"while not os.path.exists({str(tmp_path / 'pid')!r}) or not open({str(tmp_path / 'pid')!r}).read():\n"
-        "    time.sleep(0.01)\n"
-        "os._exit(0)"
+        "    with open('unfinished', 'w') as file: file.write(str(os.getpid()))\n"
+        "    os.rename('unfinished', 'pid')\n"
+        "time.sleep(1000)\n"
     )
 
-    # Without what keeps it from forking, where a machine has that.
-    outcome = sandbox._run(program, Limits(wall_s=20.0), ())
+    with ThreadPoolExecutor() as pool:
+        # Without what keeps it from forking, where a machine has that.
+        outcome = pool.submit(sandbox._run, program, Limits(wall_s=20.0), ())
+        while not (said := list(tmp_path.glob("sandbox-*/pid"))):
+            assert not outcome.done(), outcome.result().error
+            time.sleep(0.01)
+        child = int(said[0].read_text())
 
-    assert not outcome.passed
-    child = int(Path(tmp_path / "pid").read_text())
+    assert not outcome.result().passed
     try:
         process = psutil.Process(child)
         gone, _ = psutil.wait_procs([process], timeout=60)
@@ -184,8 +246,9 @@ def test_a_child_that_it_leaves_behind_is_killed_with_its_group(tmp_path):
 
 
 def test_what_keeps_a_program_in_is_said_as_it_is():
-    network, processes, user = sandbox.isolation().split(", ")
+    network, processes, signals, files = sandbox.isolation().split(", ")
 
     assert network == ("no network" if CUTS_OFF_NETWORKS else "network not cut off")
     assert processes == ("no processes" if LIMITS_PROCESSES else "processes not limited")
-    assert user == ("the user nobody" if os.getuid() == 0 and LIMITS_PROCESSES else "this user")
+    assert signals == ("no signals" if KEEPS_SIGNALS_IN else "may signal this user's processes")
+    assert files == ("no changes to files" if KEEPS_WRITES_IN else "may change this user's files")
