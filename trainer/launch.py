@@ -1,13 +1,14 @@
 """Starts or continues a training: settings, problems, the run in the log, the warm-up, and then the loop.
 
-    start     settings ─▶ problems ─▶ eventlog.init ─▶ run.json ─▶ warm-up ─▶ loop
+    start     settings ─▶ problems ─▶ eventlog.init ─▶ run.json ─▶ warm-up ─▶ loop, or whom the recipe names
     resume    run.json ─▶ problems ─▶ eventlog.init(resume="allow") ─▶ newest checkpoint (none yet: warm-up) ─▶ loop
 
 Invariants
 ----------
 * Everything that can be refused is refused before the run exists: a bad setting leaves no trace.
 * A directory holds one run. It is continued only by `resume`, and only with the settings and problems it began with.
-* Killed at any instant, the same call with `resume` goes on; what was not in a checkpoint is done again, the same.
+* Killed at any instant, the same call with `resume` goes on; what was not in a checkpoint is done again, the same. A
+  recipe whose trainer cannot do that says so, and is refused a second start.
 * Of several ranks, the first one's directory, run id and first weights are everybody's.
 """
 
@@ -140,7 +141,7 @@ def launch(recipe: Recipe, request: Request, console: Console) -> Outcome:
             )
             progress.say(f"Starting training: {name}")
             with progress.of_run(Path(run.dir)):
-                after = loop.train(course, state)
+                after = recipe.train(course, state)
             if is_first:
                 _log_checkpoint(run, name, checkpoints)
     outcome = Outcome(
@@ -176,6 +177,11 @@ def _previous(recipe: Recipe, request: Request, checkpoints: Path) -> RunFile | 
     previous = checkpoint.read_run_file(checkpoints)
     if previous is None:
         return None
+    if not recipe.resumes:
+        raise CheckpointError(
+            f"{str(checkpoints)!r} already holds the run {previous.run_id!r}, and the recipe {recipe.name!r} cannot "
+            "continue one: --resume is not for it. Choose another --run-name or --output-dir."
+        )
     if not request.resume:
         raise CheckpointError(
             f"{str(checkpoints)!r} already holds the run {previous.run_id!r}. "

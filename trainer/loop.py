@@ -202,11 +202,11 @@ def train(course: Course, state: State) -> float | None:
     """Train until all rollout batches are done; return the held-out reward at the end."""
     settings, compute, progress = course.settings, course.compute, course.progress
     course.engine.sync(state.model, state.totals.optimiser_steps)
-    _save_if_due(course, state)
+    save_if_due(course, state)
     while state.totals.batches < course.n_batches:
         started_s = time.perf_counter()
         at = course.at(state.totals.batches)
-        row = _opening_row(course, state, at)
+        row = opening_row(course, state, at)
         mine = _rollout(course, state, at)
         batch: Batch | None = None
         drift_N: list[float] = []
@@ -218,15 +218,15 @@ def train(course: Course, state: State) -> float | None:
                 trajectory.ref_logprobs = values
         _log_trajectories(course, mine, at)
         trajectories = compute.gather(mine)
-        row |= _rollout_row(course, state, at, trajectories, batch, drift_N)
-        _update(course, state, at, batch, {**row, **_trajectory_table(settings, trajectories)})
+        row |= rollout_row(course, state, at, trajectories, batch, drift_N)
+        _update(course, state, at, batch, {**row, **trajectory_table(settings, trajectories)})
         course.engine.sync(state.model, state.totals.optimiser_steps)
         progress.batch(at, row, trajectories, time.perf_counter() - started_s)
-        _save_if_due(course, state)
+        save_if_due(course, state)
 
     at = course.at(state.totals.batches)
-    row = _mark(state, at) | evaluate(course, state, at) | final_metrics(state.totals)
-    _log_row(course, {"global_step": at.global_step, **row}, at)
+    row = mark(state, at) | evaluate(course, state, at) | final_metrics(state.totals)
+    log_row(course, {"global_step": at.global_step, **row}, at)
     return row.get("eval/reward")
 
 
@@ -269,9 +269,9 @@ def limits_of(settings: Settings) -> Limits:
     return Limits(settings.max_turns, settings.max_new_tokens, settings.max_length)
 
 
-def _opening_row(course: Course, state: State, at: At) -> Metrics:
+def opening_row(course: Course, state: State, at: At) -> Metrics:
     """Return what the first row of a rollout batch says about the policy before it."""
-    row = _mark(state, at) | _warmup_point(state, at)
+    row = mark(state, at) | _warmup_point(state, at)
     if at.batch_step % course.settings.eval_interval == 0:
         row |= evaluate(course, state, at)
         reward = row.get("eval/reward")
@@ -359,7 +359,7 @@ def _update(course: Course, state: State, at: At, batch: Batch | None, opening: 
             is_last = update_number == settings.updates_per_step
             for collector in course.watching:
                 row |= collector.of_update(here, update, is_last)
-            _log_row(course, row, here)
+            log_row(course, row, here)
             row = {}
 
 
@@ -416,7 +416,7 @@ def _optimiser_step(
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def _log_row(course: Course, row: Metrics, at: At) -> None:
+def log_row(course: Course, row: Metrics, at: At) -> None:
     """Log the row of a step, on the first rank; the others log what they say of themselves."""
     own: Metrics = {}
     for collector in course.collectors:
@@ -438,7 +438,7 @@ def _log_trajectories(course: Course, trajectories: Sequence[Trajectory], at: At
             course.run.log_trajectory(trajectory, step=at.global_step)
 
 
-def _rollout_row(
+def rollout_row(
     course: Course,
     state: State,
     at: At,
@@ -464,7 +464,7 @@ def _rollout_row(
     return row
 
 
-def _trajectory_table(settings: Settings, trajectories: Sequence[Trajectory]) -> dict[str, Table]:
+def trajectory_table(settings: Settings, trajectories: Sequence[Trajectory]) -> dict[str, Table]:
     """Return what W&B shows of a rollout batch's trajectories; all of them are in the log, whatever is shown there."""
     if settings.trajectory_table == "off":
         return {}
@@ -481,7 +481,7 @@ def _trajectory_table(settings: Settings, trajectories: Sequence[Trajectory]) ->
     return {"trajectories": table}
 
 
-def _mark(state: State, at: At) -> Metrics:
+def mark(state: State, at: At) -> Metrics:
     """Return `checkpoint/*` if the checkpoint of the state before this step is on disk.
 
     It is said by the row that follows the checkpoint, so that it is true when it is said.
@@ -517,7 +517,7 @@ def _gpu_memory() -> Metrics:
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
-def _save_if_due(course: Course, state: State) -> None:
+def save_if_due(course: Course, state: State) -> None:
     done = state.totals.batches
     step = course.at(done).global_step
     due = done % course.settings.checkpoint_interval == 0 or done == course.n_batches

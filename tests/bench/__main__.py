@@ -22,6 +22,7 @@ from tests.bench import (
     seal_cost,
     stalls,
     start,
+    step,
     sync_cost,
     table,
     threads,
@@ -36,7 +37,7 @@ PARTS: dict[str, tuple[Measure, ...]] = {
     "log": (log_cost.rows, stalls.rows, start.rows, threads.rows, trajectory.rows),
     "seal": (seal_cost.rows, reading.rows),
     "sync": (sync_cost.rows,),
-    "train": (decoding.rows,),
+    "train": (decoding.rows, step.rows),
     "wandb-runs": (wandb_runs.rows,),
 }
 # Enough to see that all of it still runs; its numbers say little.

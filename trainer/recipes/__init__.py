@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # torch is imported when a recipe is loaded, not when recipes
     from pathlib import Path
 
     from trainer.collectors import Collector
+    from trainer.loop import Course, State
     from trainer.problems import Problems
     from trainer.tasks import Task
 
@@ -29,6 +30,7 @@ SUMMARIES = {
     "multiturn_qa": "questions about a text, each leaning on the one before",
     "multiturn_tool_calling": "the calculator's problems, with an example of each batch",
     "calculator": "GSM8K's arithmetic by multi-turn calculator calls; a tiny Qwen3 on the CPU, in about a minute",
+    "calculator_trl": "the same, trained by TRL's GRPOTrainer in place of our loop; the same names of metrics",
     "joint_controller": "an adaptive model's depth, early exit and tokens, chosen for each sample under a latency budget",
     "email_agent": "questions about an inbox, answered by searching and reading it; ART-E's tools and reward",
     "mixture_judge": "six sources by domain ratios, graded by rule, by running code or by an LLM judge, with its costs",
@@ -41,6 +43,12 @@ def _none(settings: Any) -> Sequence[Collector]:
 
 def _nothing(settings: Any) -> Mapping[str, Any]:
     return {}
+
+
+def _by_our_loop(course: Course, state: State) -> float | None:
+    from trainer import loop
+
+    return loop.train(course, state)
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,8 @@ class Recipe:
     auto_name: str = "{recipe}-{time}"  # of a run that nobody named; any setting may stand in it
     config: Callable[[Any], Mapping[str, Any]] = _nothing  # (settings): more of what the run's config says
     variables: Mapping[str, str] = field(default_factory=dict)  # environment variable → setting
+    train: Callable[[Course, State], float | None] = _by_our_loop  # who trains; returns the held-out reward
+    resumes: bool = True  # whether who trains can go on from a checkpoint
 
 
 def load(name: str) -> Recipe:
