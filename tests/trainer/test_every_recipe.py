@@ -91,7 +91,7 @@ CASES = [
         ],
     ),
     Case("accelerate", "accelerate_grpo", ["accelerate/sync_gradients"]),
-    Case("multiturn_qa", "tiny_grpo_multiturn_qa", BATCH_RETURNS),
+    Case("multiturn_qa", "tiny_grpo_multiturn_qa", BATCH_RETURNS, ("train_batch_size=0",)),
     Case("multiturn_tool_calling", "tiny_grpo_multiturn_tool_calling", BATCH_RETURNS),
     Case(
         "email_agent",

@@ -1,10 +1,18 @@
 """Questions about a text, one leaning on the other, by a tiny model trained from nothing on the CPU.
 
 What is real: the gradients, the conversation of several turns, answers that must be found in the text, the held-out
-reward. What is small: the model, and the texts: two sentences. `--data` takes real ones (CoQA's JSONL), for a pretrained model.
+reward. What is small: the model, and the texts: two sentences, or one with `--quick`. `--data` takes real ones (CoQA's
+JSONL), for a pretrained model.
 
-With `--quick` it is the sampled reward that rises (0.38 → 0.53 in 40 steps, seed 0); which of two facts a question is about
-takes a model of this size longer, and the greedy reward stays at about 0.6.
+With `--quick` the warm-up shows the form and no more: each answer is a word of the text, any of them. Which word answers
+which question GRPO finds out from the reward alone: in 50 steps the greedy held-out reward rises from 0.18 to 0.60,
+0.17 to 0.77 and 0.22 to 0.56 (seeds 0 to 2). Which of two facts a question is about takes a model of this size longer
+(500 steps of right demonstrations leave it at 0.64): hence one fact.
+
+Invariants
+----------
+* Held-out conversations are in neither of the other parts; where texts are generated, nor are their texts.
+* Only the warm-up of a tiny model ever sees an answer that is not the right one; the reward never does.
 """
 
 from __future__ import annotations
@@ -21,14 +29,16 @@ from trainer.config import Settings
 from trainer.errors import DataError
 from trainer.problems import Problems, named_data
 from trainer.recipes import Recipe
-from trainer.tasks.qa import QATask, generate, read_conversations
+from trainer.tasks.qa import QATask, generate, guessed, read_conversations
 
-N_GENERATED = 12_000
+# Of 9,216 texts with one fact.
+N_GENERATED = 8000
 
 
 @dataclass(frozen=True)
 class QASettings(Settings):
     warmup_problems: int = 2000
+    warmup_guesses: bool = False  # a tiny model is shown any word of the text as an answer: the form alone
     facts: int = 2  # of a generated text
     max_turns: int = 3
     max_new_tokens: int = 4  # an answer is a word
@@ -48,9 +58,13 @@ def problems_for(settings: QASettings, data: Path | None) -> Problems:
         )
     random.Random(f"split {settings.seed}").shuffle(found)
     n_held_out, n_warmup = settings.eval_size, settings.warmup_problems
+    warmup = found[n_held_out : n_held_out + n_warmup]
+    if settings.warmup_guesses and not settings.model_name:
+        rng = random.Random(f"guesses {settings.seed}")
+        warmup = [guessed(conversation, rng) for conversation in warmup]
     return Problems(
         held_out=found[:n_held_out],
-        warmup=found[n_held_out : n_held_out + n_warmup],
+        warmup=warmup,
         train=found[n_held_out + n_warmup :],
         source=source,
         fingerprint=hashlib.sha256(repr(found).encode()).hexdigest()[:16],
@@ -70,12 +84,16 @@ RECIPE = Recipe(
     project="tiny_grpo_multiturn_qa",
     settings=QASettings,
     quick={
-        "warmup_problems": 1000,
-        "warmup_target": 0.5,
-        "steps": 40,
-        "rollouts_per_step": 48,
-        "group_size": 4,
-        "lr": 5e-4,
+        "facts": 1,
+        "warmup_guesses": True,
+        "warmup_target": 1.0,  # guessing does not reach it: all the steps are taken
+        "warmup_max_steps": 120,  # by then, what is guessed is a word of this text
+        "steps": 50,
+        "rollouts_per_step": 24,
+        "group_size": 8,
+        "train_batch_size": 48,  # four optimiser steps for each rollout batch
+        "lr": 1e-3,
+        "schedule": "linear",  # to 0
         "eval_interval": 10,
         "checkpoint_interval": 5,
     },

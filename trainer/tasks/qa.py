@@ -23,7 +23,7 @@ import random
 import re
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,9 @@ class Conversation:
 
 
 def generate(n: int, seed: int, n_facts: int) -> list[Conversation]:
-    """Return `n` distinct conversations about texts of so many facts, the same ones for the same seed."""
+    """Return `n` conversations, each about a text of its own of so many facts; the same ones for the same seed."""
     rng = random.Random(f"conversations {seed} {n_facts}")
-    found: dict[Conversation, None] = {}
+    found: dict[str, Conversation] = {}
     while len(found) < n:
         facts = [
             (name, str(rng.randrange(2, 10)), rng.choice(COLOURS), thing)
@@ -59,8 +59,18 @@ def generate(n: int, seed: int, n_facts: int) -> list[Conversation]:
             [(f"How many has {name}?", count), (f"What has {name}?", thing), (f"Who has {thing}?", name)], 2
         )
         asked = [opening, ("Which colour?", colour), *leaning]
-        found[Conversation(text, tuple(q for q, _ in asked), tuple(a for _, a in asked))] = None
-    return list(found)
+        found[text] = Conversation(text, tuple(q for q, _ in asked), tuple(a for _, a in asked))
+    return list(found.values())
+
+
+def guessed(conversation: Conversation, rng: random.Random) -> Conversation:
+    """Return the conversation with each answer replaced by any word of the text: the form, and no knowledge.
+
+    >>> guessed(Conversation("Ann has 3 red cups.", ("Which colour?",), ("red",)), random.Random(1)).answers
+    ('has',)
+    """
+    words = re.findall(r"\w+", conversation.text) or [conversation.text]
+    return replace(conversation, answers=tuple(rng.choice(words) for _ in conversation.questions))
 
 
 def read_conversations(path: Path) -> list[Conversation]:
