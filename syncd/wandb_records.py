@@ -32,7 +32,7 @@ import orjson
 from syncd.fold import COMPLETE_ROWS, LINE_TOO_LONG, STUB
 
 # Rises when the same payloads give something else: what an earlier version began is then translated anew.
-TRANSLATION = 2
+TRANSLATION = 3
 # How often the summary is written down, by the clock of the file: at each row it would double the log.
 SUMMARY_EVERY_US = 1_000_000
 _SUMMARIES = ("min", "max", "mean", "best", "last", "none", "copy", "first")
@@ -246,8 +246,11 @@ class Translator:
         facts.pop("_info", None)
         if not self._has_started:
             self._machine |= facts
-        elif facts:
+            return
+        if facts:
             yield Event("machine", facts, self._time_us)
+        if "program" in facts:
+            yield Event("facts", {"program": facts["program"]}, self._time_us)
 
     def _take_telemetry(self, telemetry: Any) -> Iterator[Event]:
         self._take_versions(telemetry)

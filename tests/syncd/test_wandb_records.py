@@ -202,6 +202,16 @@ def test_without_a_run_record_there_is_a_start_all_the_same():
     assert found[0].time_us == (BEGAN_S + 5) * 1_000_000
 
 
+def test_what_the_sdk_found_out_after_the_first_row_is_known_too():
+    found = translated(
+        record(num=2, stats={"timestamp": {"seconds": BEGAN_S + 5}}),
+        record(num=3, environment={"os": "Linux", "program": "train.py"}),
+    )
+
+    assert of_kind(found, "machine") == [{"os": "Linux", "program": "train.py"}]
+    assert {"program": "train.py"} in of_kind(found, "facts")
+
+
 def test_rows_say_when_a_run_began_whose_own_record_is_lost():
     sample = record(stats={"timestamp": {"seconds": BEGAN_S + 9}})
 

@@ -55,7 +55,7 @@ def test_guesses_are_demonstrated_and_never_rewarded_or_held_out():
 def test_a_pretrained_model_is_shown_no_guesses():
     settings = QASettings(**SMALL, warmup_guesses=True, model_name="Qwen/Qwen2.5-0.5B-Instruct")
 
-    assert problems_for(settings, None).warmup == problems_for(QASettings(**SMALL), None).warmup
+    assert problems_for(settings, None).warmup == []
 
 
 def test_only_quick_guesses():
