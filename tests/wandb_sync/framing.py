@@ -72,3 +72,22 @@ def records_of(path: Path) -> list[Any]:
     deframer = Deframer()
     found = [*deframer.feed(path.read_bytes()), *deframer.end()]
     return [messages().Record.FromString(one.data) for one in found if not isinstance(one, Damage)]
+
+
+def placed(content: bytes) -> list[tuple[Any, int, int]]:
+    """Return the records of a whole file, each with where its bytes begin and end."""
+    found = []
+    at, begin, payload = HEADER.size, HEADER.size, b""
+    while at < len(content):
+        left = BLOCK_BYTES - at % BLOCK_BYTES
+        if left < _CHUNK.size:
+            at += left
+            continue
+        _, length, kind = _CHUNK.unpack_from(content, at)
+        if kind in (_FULL, _FIRST):
+            begin, payload = at, b""
+        at += _CHUNK.size + length
+        payload += content[at - length : at]
+        if kind in (_FULL, _LAST):
+            found.append((messages().Record.FromString(payload), begin, at))
+    return found
