@@ -269,15 +269,15 @@ FILE_NAME = "adaptive.pt"
 
 def save(model: AdaptiveModel, directory: Path) -> None:
     """Write the model into `directory`: whole or not at all."""
-    checkpoint.write_whole(directory / FILE_NAME, lambda file: torch.save(to_plain(model), file))
+    checkpoint.write_state(directory / FILE_NAME, to_plain(model))
 
 
 def load(directory: Path) -> AdaptiveModel:
     """Read what `save` wrote; runs no code from the file."""
     path = directory / FILE_NAME
     try:
-        return from_plain(torch.load(path, weights_only=True))
-    except (*checkpoint.UNREADABLE, TypeError) as error:
+        return from_plain(checkpoint.read_state(path))
+    except checkpoint.UNREADABLE as error:
         raise DataError(
             f"{str(path)!r} is not an adaptive model that can be read: {checkpoint.reason_of(error)}. "
             "Give another directory with --model_path; in an empty one, a new model is trained and kept."

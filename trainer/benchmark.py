@@ -20,6 +20,7 @@ from trainer import checkpoint
 from trainer.chat import Chat
 from trainer.collectors import At, Metrics, finished
 from trainer.collectors.grpo import eval_metrics
+from trainer.compute import Compute
 from trainer.config import Settings, with_overrides
 from trainer.errors import CheckpointError
 from trainer.loop import limits_of
@@ -39,6 +40,8 @@ class Trained:
     settings: Settings
     task: Task
     held_out: Sequence[Any]  # problems
+    source: str  # of these, in words
+    is_same_data: bool  # as at the training: others may be some that it was trained on
     chat: Chat
     model: Any
     step: int
@@ -79,12 +82,30 @@ def load_trained(recipe: Recipe, checkpoints: Path, which: str, data: Path | Non
         raise CheckpointError(f"the training in {str(checkpoints)!r} has no checkpoint yet.")
     settings = with_overrides(recipe.settings(), run.settings)
     task, problems = recipe.task(settings), recipe.problems(settings, data)
+    is_same_data = problems.fingerprint == run.data
+    if not is_same_data and data is None:
+        raise CheckpointError(
+            f"the training in {str(checkpoints)!r} held out other problems than {problems.source}: some of these it may "
+            "have been trained on. Give the --data that it was trained with, or others that it cannot have seen."
+        )
     chat = Chat.from_json(saved["tokenizer"]) if saved["tokenizer"] else chat_of(settings, task, problems)
     torch.manual_seed(settings.seed)
     model = with_adapter(settings, model_of(settings, chat.vocab_size))
     restore_weights(settings, model, saved["model"])
-    steps = saved["totals"]["optimiser_steps"]
-    return Trained(run.name, settings, task, problems.held_out, chat, model, steps)
+    # What a task was measured by is kept with what watched it, before the loop's own.
+    for collector, kept in zip(recipe.collectors(settings), saved["collectors"], strict=False):
+        collector.restore(kept)
+    return Trained(
+        run.name,
+        settings,
+        task,
+        problems.held_out,
+        problems.source,
+        is_same_data,
+        chat,
+        model.to(Compute().device),
+        saved["totals"]["optimiser_steps"],
+    )
 
 
 def benchmark(

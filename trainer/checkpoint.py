@@ -22,6 +22,8 @@ import os
 import pickle
 import random
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,10 +33,14 @@ from typing import IO, Any, cast
 import numpy as np
 import torch
 
+from eventlog.segment import directory_name
 from trainer.errors import CheckpointError
 
 # What reading a file that torch did not finish, or never wrote, can raise.
-UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
+UNREADABLE = (
+    *(OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
+)
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
@@ -67,7 +73,7 @@ def locked(directory: Path) -> Iterator[None]:
 def save(directory: Path, step: int, state: Mapping[str, Any], kept: int) -> Path:
     """Write the state before global step `step`, and delete all but the newest `kept` checkpoints."""
     path = directory / f"step-{step:08d}.pt"
-    write_whole(path, lambda file: torch.save(dict(state), file))
+    write_state(path, state)
     # The directory is this process's: what is partial was left by one that was killed.
     for old in [*_checkpoints(directory)[:-kept], *directory.glob(".*.partial")]:
         old.unlink(missing_ok=True)
@@ -77,14 +83,24 @@ def save(directory: Path, step: int, state: Mapping[str, Any], kept: int) -> Pat
 def save_best(directory: Path, state: Mapping[str, Any]) -> Path:
     """Write the state with the best evaluation so far, in the place of the one before."""
     path = directory / "best.pt"
-    write_whole(path, lambda file: torch.save(dict(state), file))
+    write_state(path, state)
     return path
+
+
+def home_of(name: str) -> Path:
+    """Return where the checkpoints of a run of this name are kept, if nobody says otherwise; no name leads out of there."""
+    return Path("checkpoints") / directory_name(name)
+
+
+def any_in(directory: Path) -> bool:
+    """Say whether a training has got as far as a checkpoint here."""
+    return bool(_checkpoints(directory))
 
 
 def load(path: Path) -> dict[str, Any]:
     """Return the state in one file."""
     try:
-        return _load(path)
+        return read_state(path)
     except UNREADABLE as error:
         raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {reason_of(error)}.") from None
 
@@ -94,7 +110,7 @@ def load_newest(directory: Path, warn: Callable[[str], None]) -> dict[str, Any] 
     paths = _checkpoints(directory)
     for path in reversed(paths):
         try:
-            return _load(path)
+            return read_state(path)
         except UNREADABLE as error:
             warn(f"checkpoint {str(path)!r} cannot be read ({reason_of(error)}); trying the one before it.")
     if paths:
@@ -105,10 +121,28 @@ def load_newest(directory: Path, warn: Callable[[str], None]) -> dict[str, Any] 
     return None
 
 
-def _load(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
+    """Return what `write_state` wrote; what else is there is one of `UNREADABLE`."""
+    # torch writes checksums and does not look at them: a flipped bit would be another weight.
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"its part {damaged!r} is damaged")
     # On the CPU first: the machine that goes on need not have the GPUs of the one that saved.
     state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     return state
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write tensors and plain values; `OSError` if the disk does not take them."""
+
+    def write(file: IO[bytes]) -> None:
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:  # how torch says that the disk is full
+            raise OSError(f"it was not written: {reason_of(error)}") from error
+
+    write_whole(path, write)
 
 
 def reason_of(error: Exception) -> str:
@@ -117,9 +151,13 @@ def reason_of(error: Exception) -> str:
 
 
 def write_run_file(directory: Path, run: RunFile) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(vars(run), indent=2) + "\n"
-    write_whole(directory / "run.json", lambda file: file.write(text.encode()))
+    try:
+        write_whole(directory / "run.json", lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise CheckpointError(
+            f"{str(directory / 'run.json')!r} cannot be written: {error}. Free some space, or give another --output-dir."
+        ) from None
 
 
 def read_run_file(directory: Path) -> RunFile | None:
@@ -165,11 +203,15 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # By process: not every directory is locked, and two that write one file must not mix.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        # On a full disk it would be in the way of everything else.
+        temporary.unlink(missing_ok=True)
     # The rename is durable only once the directory is synced.
     directory_fd = os.open(path.parent, os.O_RDONLY)
     try:

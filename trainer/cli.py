@@ -100,6 +100,9 @@ def _setting_flags(command: F) -> F:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def main() -> None:
     """Train small policies with GRPO; everything is logged by eventlog."""
+    # Before the commands' own options are looked at: some of them may be given there.
+    for name, value in load_dotenv().items():
+        os.environ.setdefault(name, value)
 
 
 @main.command("recipes")
@@ -116,8 +119,7 @@ def list_recipes() -> None:
 @click.option("--quick", is_flag=True, help="The small version: a minute or two on two cores.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Change one setting; repeatable.")
 @click.option(
-    "--run-name",
-    "--wandb_name",
+    *("--run-name", "--run_name", "--wandb-name", "--wandb_name"),
     "run_name",
     help="The run's name. Default: $WANDB_NAME, $RUN_ID, or the recipe and the time.",
 )
@@ -133,10 +135,11 @@ def list_recipes() -> None:
 )
 @_setting_flags
 @click.option(
-    "--wandb/--no-wandb",
-    "--use_wandb",
+    *("--wandb/--no-wandb", "--use-wandb/--no_wandb", "--use_wandb"),
     "wandb",
     default=None,
+    envvar="USE_WANDB",
+    show_envvar=True,
     help="Whether syncd uploads the run by itself. Without: only `syncd sync` does. [default: wandb; joint_controller: no-wandb]",
 )
 @_flag("wandb_project", help="Default: $WANDB_PROJECT, else the recipe's.")
@@ -307,13 +310,18 @@ def _benchmark(
     with _refusals():
         loaded = recipes.load(recipe)
         from trainer.benchmark import benchmark, load_trained
+        from trainer.checkpoint import home_of as checkpoint_home
         from trainer.progress import Progress
 
         name = run_name or os.environ.get("RUN_ID")
         if output_dir is None and name is None:
             raise CheckpointError("which training? Give --run-name or --output-dir.")
-        checkpoints = output_dir or Path("checkpoints") / str(name)
-        trained = load_trained(loaded, checkpoints, which, data)
+        trained = load_trained(loaded, output_dir or checkpoint_home(str(name)), which, data)
+        if not trained.is_same_data:
+            click.echo(
+                f"{trained.name} was trained with other problems than {trained.source}; it may have seen some of these.",
+                err=True,
+            )
         progress = Progress(trained.name, None if is_quiet else Console(highlight=False))
         return benchmark(
             loaded,
@@ -370,8 +378,6 @@ def _refusals() -> Iterator[None]:
     """Turn what is refused into a sentence and exit code 2."""
     # Idle threads that spin cost the other core its time; it must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for name, value in load_dotenv().items():
-        os.environ.setdefault(name, value)
     try:
         yield
     except (Refused, EventlogError) as error:

@@ -126,6 +126,10 @@ class Settings:
             "trajectory_table_rows": 1,
         }
         require_at_least(self, least)
+        if self.seed >= 2**32:
+            raise SettingsError(
+                f"setting 'seed' is {self.seed!r}; it must be below 2**32, as NumPy's seeds are."
+            )
         choices = {
             "dtype": ("float32", "bfloat16"),
             "engine": ("transformers", "vllm"),

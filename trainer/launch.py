@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -29,6 +30,7 @@ from rich.console import Console
 
 import eventlog
 from eventlog import reader
+from eventlog.piece import RunIdentity
 from trainer import checkpoint, loop
 from trainer.chat import Chat
 from trainer.checkpoint import RunFile
@@ -50,6 +52,8 @@ from trainer.warmup import WarmupPoint, warm_up
 
 # Greedy reward during the warm-up: of problems to train on, so that the held-out ones stay unseen. 64 know it to ± 0.06.
 WARMUP_EVAL_SIZE = 64
+# W&B takes 128, and something is put behind it.
+ARTIFACT_NAME_CHARS = 100
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,10 @@ def launch(recipe: Recipe, request: Request, console: Console) -> Outcome:
     started_s = time.perf_counter()
     compute = compute_of(recipe.compute)
     name = compute.gather([_name(recipe, request)])[0]
-    checkpoints = request.output_dir or Path("checkpoints") / name
+    checkpoints = request.output_dir or checkpoint.home_of(name)
     previous = _previous(recipe, request, checkpoints)
+    name = previous.name if previous else name
+    _refuse_another_log(recipe, request, previous, checkpoints)
     compute.wait()  # all have looked, before one writes there
     settings = _settings(recipe, request, previous, checkpoints)
     if settings.threads:
@@ -108,22 +114,24 @@ def launch(recipe: Recipe, request: Request, console: Console) -> Outcome:
 
     with checkpoint.locked(checkpoints) if is_first else nullcontext():
         saved = checkpoint.load_newest(checkpoints, warn=progress.say)
+        _refuse_other_ranks(compute, saved)
+        # Before the run: a name or a server that is mistyped leaves no trace.
+        chat, model = _policy(settings, task, problems, compute, saved)
+        sampler = _remote(settings, chat, checkpoints)
         with _run(recipe, request, settings, problems, previous, name) as run:
             _describe(run, recipe, compute, collectors)
             if is_first:
                 # Written again on resume: its length may have changed.
-                kept_name = previous.name if previous else name
                 checkpoint.write_run_file(
-                    checkpoints,
-                    RunFile(recipe.name, run.id, kept_name, asdict(settings), problems.fingerprint),
+                    checkpoints, RunFile(recipe.name, run.id, name, asdict(settings), problems.fingerprint)
                 )
-            state = _state(settings, task, problems, compute, saved, progress)
+            state = _state(settings, task, problems, compute, chat, model, saved is None, progress)
             course = Course(
                 run=run,
                 settings=settings,
                 task=task,
                 problems=problems,
-                engine=_engine(settings, state, checkpoints),
+                engine=sampler or TransformersEngine(state.model, end_id=chat.end_id, pad_id=chat.pad_id),
                 checkpoints=checkpoints,
                 progress=progress,
                 collectors=collectors,
@@ -135,6 +143,11 @@ def launch(recipe: Recipe, request: Request, console: Console) -> Outcome:
                 progress.say(
                     f"resumed before step {state.saved_at} of {course.n_batches * settings.updates_per_step}"
                 )
+                if is_first and run.starting_step > course.at(state.totals.batches).global_step:
+                    progress.say(
+                        f"the log has rows up to step {run.starting_step - 1} already: they stay as they are. Of a run that "
+                        "had ended, the last one is the row of its final evaluation, and stands for that of the same step."
+                    )
             n_parameters, n_trained = count_parameters(state.model)
             run.config.update(
                 {"parameters": n_parameters, "parameters_trained": n_trained}, allow_val_change=True
@@ -195,10 +208,40 @@ def _previous(recipe: Recipe, request: Request, checkpoints: Path) -> RunFile | 
     return previous
 
 
+def _refuse_another_log(
+    recipe: Recipe, request: Request, previous: RunFile | None, checkpoints: Path
+) -> None:
+    """Refuse to continue a training whose log is elsewhere: it would be split in two without a word."""
+    if previous is None or os.environ.get("WANDB_MODE") == "disabled" or not checkpoint.any_in(checkpoints):
+        return
+    project = request.project or os.environ.get("WANDB_PROJECT") or recipe.project
+    root = request.root or Path(os.environ.get("EVENTLOG_ROOT") or "runs")
+    log = RunIdentity.new(project, previous.run_id, None).directory(root)
+    if not log.is_dir():
+        raise CheckpointError(
+            f"the run in {str(checkpoints)!r} has no log in {str(log)!r}. Give the --root and the project that it began "
+            "with; if its log is gone, begin anew with another --run-name."
+        )
+
+
+def _refuse_other_ranks(compute: Compute, saved: Mapping[str, Any] | None) -> None:
+    if saved is not None and len(saved["random"]) != compute.count:
+        raise CheckpointError(
+            f"the checkpoint is of {len(saved['random'])} processes, and {compute.count} were started. Start as many as "
+            "then, or choose another --run-name."
+        )
+
+
 def settings_of(recipe: Recipe, request: Request) -> Settings:
     """Return what a person asked for: the recipe's defaults, `--quick`, the variables, the flags, the later the stronger."""
     quick = with_overrides(recipe.settings(), recipe.quick) if request.quick else recipe.settings()
-    return with_overrides(quick, {**from_variables(recipe.variables, os.environ), **request.overrides})
+    return with_overrides(quick, {**from_variables(recipe.variables, os.environ), **_asked(request)})
+
+
+def _asked(request: Request) -> Mapping[str, Any]:
+    """Return the settings of the command line: a number of steps stands in place of one of epochs."""
+    counts = {"epochs": 0} if "steps" in request.overrides else {}
+    return {**counts, **request.overrides}
 
 
 def _settings(recipe: Recipe, request: Request, previous: RunFile | None, checkpoints: Path) -> Settings:
@@ -206,7 +249,7 @@ def _settings(recipe: Recipe, request: Request, previous: RunFile | None, checkp
         return settings_of(recipe, request)
     # A resumed run needs no flags: it has its settings. What is given again must agree with them.
     settings = with_overrides(recipe.settings(), previous.settings)
-    wanted = with_overrides(settings, request.overrides)
+    wanted = with_overrides(settings, _asked(request))
     changed = changed_keys(asdict(settings), asdict(wanted))
     if changed:
         raise CheckpointError(
@@ -257,7 +300,7 @@ def _run(
         # An explicit project would win over the variable.
         project=request.project or (None if os.environ.get("WANDB_PROJECT") else recipe.project),
         entity=request.entity,
-        name=previous.name if previous else name,
+        name=name,
         # A name that a person chose is the id too: the directory and the page on W&B are called by it.
         id=previous.run_id if previous else name,
         resume="allow" if previous else None,
@@ -297,20 +340,27 @@ def _describe(run: eventlog.Run, recipe: Recipe, compute: Compute, collectors: l
 
 def _logged(run: eventlog.Run, compute: Compute, saved: Mapping[str, Any] | None) -> Logged:
     """Return what the log holds already of the steps after the checkpoint: what a killed process did and did not save."""
-    if saved is None or run.disabled:
-        return Logged(run.starting_step)
+    if run.disabled:
+        return Logged()
+    run_dir, saved_at = Path(run.dir), saved["saved_at"] if saved else 0
+    pieces = [run_dir / name for name in reversed(reader.pieces_of(run_dir, compute.index))]
+    rows = (r for piece in pieces for r in reader.newest_first(piece) if r.kind == "metrics")
+    steps = (row.step for row in rows if row.step is not None)
+    # The run's own answer is the first rank's.
+    next_step = run.starting_step if compute.index == 0 else next(steps, -1) + 1
     known: set[str] = set()
-    for piece in reversed(reader.pieces_of(Path(run.dir), compute.index)):
-        for record in reader.newest_first(Path(run.dir) / piece, "trajectories"):
-            if record.step is not None and record.step < saved["saved_at"]:
-                return Logged(run.starting_step, frozenset(known))
-            known.add(record.data["id"])
-    return Logged(run.starting_step, frozenset(known))
+    for record in (r for piece in pieces for r in reader.newest_first(piece, "trajectories")):
+        if record.step is not None and record.step < saved_at:
+            break
+        known.add(record.data["id"])
+    return Logged(next_step, frozenset(known))
 
 
 def _log_checkpoint(run: eventlog.Run, name: str, checkpoints: Path) -> None:
     """Make the last and the best checkpoint outputs of the run, by reference: they stay where they are."""
-    artifact = eventlog.Artifact(f"{name}-checkpoint", type="model")
+    # W&B allows fewer names for an artifact than for a run.
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:ARTIFACT_NAME_CHARS]
+    artifact = eventlog.Artifact(f"{plain}-checkpoint", type="model")
     for path in sorted(checkpoints.glob("*.pt")):
         artifact.add_reference(path.resolve().as_uri(), name=path.name)
     run.log_artifact(artifact, aliases=["latest", "final"])
@@ -319,15 +369,10 @@ def _log_checkpoint(run: eventlog.Run, name: str, checkpoints: Path) -> None:
 # --- the policy -------------------------------------------------------------------------------------------------------
 
 
-def _state(
-    settings: Settings,
-    task: Task,
-    problems: Problems,
-    compute: Compute,
-    saved: Mapping[str, Any] | None,
-    progress: Progress,
-) -> State:
-    """Return the policy before its first step; of a resumed training, one that is ready to be restored."""
+def _policy(
+    settings: Settings, task: Task, problems: Problems, compute: Compute, saved: Mapping[str, Any] | None
+) -> tuple[Chat, Any]:
+    """Return the tokenizer, and the model with its first weights; all draws of a training begin here."""
     random.seed(settings.seed)
     np.random.seed(settings.seed)
     torch.manual_seed(settings.seed)
@@ -336,9 +381,40 @@ def _state(
         if saved is not None and saved["tokenizer"]
         else chat_of(settings, task, problems)
     )
-    model = model_of(settings, chat.vocab_size).to(compute.device)
+    return chat, model_of(settings, chat.vocab_size).to(compute.device)
+
+
+def _remote(settings: Settings, chat: Chat, checkpoints: Path) -> Engine | None:
+    """Return the server that samples, if one does."""
+    if settings.engine == "transformers":
+        return None
+    from trainer.policy.vllm import VLLMEngine
+
+    return VLLMEngine(
+        settings.vllm_url,
+        settings.model_name,
+        end_id=chat.end_id,
+        temperature=settings.temperature,
+        max_length=settings.max_length,
+        # Beside the checkpoints: where a server can see it, and not in a temporary directory of this machine.
+        adapters=checkpoints / "adapters",
+        timeout_s=settings.vllm_timeout_s,
+    )
+
+
+def _state(
+    settings: Settings,
+    task: Task,
+    problems: Problems,
+    compute: Compute,
+    chat: Chat,
+    model: Any,
+    is_new: bool,
+    progress: Progress,
+) -> State:
+    """Return the policy before its first step; of a resumed training, one that is ready to be restored."""
     curve: list[WarmupPoint] = []
-    if saved is None and settings.warmup_max_steps and problems.warmup:
+    if is_new and settings.warmup_max_steps and problems.warmup:
         curve = _warmed_up(settings, task, problems, chat, model, progress)
     state = State.start(chat, with_adapter(settings, model).to(compute.device), settings.lr, curve)
     if compute.index:
@@ -369,21 +445,4 @@ def _warmed_up(
         seed=settings.seed,
         pad_id=chat.pad_id,
         progress=lambda p: progress.say(f"warm-up {p.step}   loss {p.loss:.3f}   reward {p.reward:.3f}"),
-    )
-
-
-def _engine(settings: Settings, state: State, checkpoints: Path) -> Engine:
-    if settings.engine == "transformers":
-        return TransformersEngine(state.model, end_id=state.chat.end_id, pad_id=state.chat.pad_id)
-    from trainer.policy.vllm import VLLMEngine
-
-    return VLLMEngine(
-        settings.vllm_url,
-        settings.model_name,
-        end_id=state.chat.end_id,
-        temperature=settings.temperature,
-        max_length=settings.max_length,
-        # Beside the checkpoints: where a server can see it, and not in a temporary directory of this machine.
-        adapters=checkpoints / "adapters",
-        timeout_s=settings.vllm_timeout_s,
     )

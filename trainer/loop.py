@@ -225,7 +225,7 @@ def train(course: Course, state: State) -> float | None:
         save_if_due(course, state)
 
     at = course.at(state.totals.batches)
-    row = mark(state, at) | evaluate(course, state, at) | final_metrics(state.totals)
+    row = mark(state, at) | evaluate_and_keep(course, state, at) | final_metrics(state.totals)
     log_row(course, {"global_step": at.global_step, **row}, at)
     return row.get("eval/reward")
 
@@ -273,13 +273,19 @@ def opening_row(course: Course, state: State, at: At) -> Metrics:
     """Return what the first row of a rollout batch says about the policy before it."""
     row = mark(state, at) | _warmup_point(state, at)
     if at.batch_step % course.settings.eval_interval == 0:
-        row |= evaluate(course, state, at)
-        reward = row.get("eval/reward")
+        row |= evaluate_and_keep(course, state, at)
         if at.batch_step == 0:
-            state.reward_before = reward
-        if reward is not None and (state.best_reward is None or reward > state.best_reward):
-            state.best_reward = reward
-            _try_to_save(course, state, at.global_step, best=True)
+            state.reward_before = row.get("eval/reward")
+    return row
+
+
+def evaluate_and_keep(course: Course, state: State, at: At) -> Metrics:
+    """Evaluate, and keep the policy if it is the best so far."""
+    row = evaluate(course, state, at)
+    reward = row.get("eval/reward")
+    if reward is not None and (state.best_reward is None or reward > state.best_reward):
+        state.best_reward = reward
+        _try_to_save(course, state, at.global_step, best=True)
     return row
 
 

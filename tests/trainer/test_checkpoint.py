@@ -4,6 +4,8 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +70,47 @@ def test_only_damaged_checkpoints_are_an_error_and_not_a_fresh_start(tmp_path):
 
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
         load(tmp_path)
+
+
+def test_no_flipped_bit_becomes_another_weight(tmp_path):
+    weights = torch.arange(1000, dtype=torch.float)
+    path = checkpoint.save(tmp_path, 1, {"weights": weights}, kept=2)
+    whole, chance = path.read_bytes(), random.Random(3)
+
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        # What holds nothing, as what pads the parts, may be anything.
+        with suppress(CheckpointError):
+            assert torch.equal(checkpoint.load(path)["weights"], weights)
+
+
+def test_garbage_is_passed_over_whatever_it_is(tmp_path):
+    checkpoint.save(tmp_path, 1, {"step": 1}, kept=9)
+    chance = random.Random(1)
+    whole = checkpoint.save(tmp_path, 2, {"step": 2, "weights": torch.arange(100)}, kept=9).read_bytes()
+    for step in range(3, 40):
+        damaged = bytearray(whole)
+        for _ in range(50):
+            damaged[chance.randrange(len(whole))] = chance.randrange(256)
+        (tmp_path / f"step-{step:08d}.pt").write_bytes(damaged)
+
+    assert load(tmp_path)[0]["step"] == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk here that is always full")
+def test_a_full_disk_is_an_error_of_the_disk_and_leaves_nothing_in_its_way(tmp_path, monkeypatch):
+    def open_full(path, mode="r", *more, **options):
+        path.touch()
+        return open("/dev/full", mode)
+
+    monkeypatch.setattr(Path, "open", open_full)
+
+    with pytest.raises(OSError, match=r"not written|No space"):
+        checkpoint.save(tmp_path, 1, {"weights": torch.arange(1_000_000)}, kept=2)
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path):

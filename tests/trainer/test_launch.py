@@ -11,7 +11,7 @@ from rich.console import Console
 from trainer import recipes
 from trainer.benchmark import benchmark, load_trained
 from trainer.errors import CheckpointError, SettingsError
-from trainer.launch import Request, launch
+from trainer.launch import Request, launch, settings_of
 from trainer.models import save_pretrained
 from trainer.progress import Progress
 
@@ -196,6 +196,65 @@ def test_resume_with_other_problems_is_refused():
 
     with pytest.raises(CheckpointError, match="other problems"):
         start(resume=True, data="other.jsonl")
+
+
+def test_resume_where_the_log_is_not_is_refused():
+    start()
+
+    request = Request({}, name="try", root=Path("elsewhere"), data=Path("train.jsonl"), resume=True)
+    with pytest.raises(CheckpointError, match=r"no log in .*elsewhere"):
+        launch(recipes.load("calculator"), request, Console(file=io.StringIO()))
+
+    assert not Path("elsewhere").exists()
+
+
+def test_a_training_whose_checkpoints_are_gone_logs_no_trajectory_twice():
+    outcome, _ = start()
+    before = len(records(outcome, "trajectory"))
+    for path in Path("checkpoints/try").glob("*.pt"):
+        path.unlink()
+
+    start(resume=True)
+
+    assert len(records(outcome, "trajectory")) == before
+
+
+def test_a_number_of_steps_stands_in_place_of_one_of_epochs():
+    recipe = recipes.load("joint_controller")
+
+    assert settings_of(recipe, Request({"steps": "7"})).epochs == 0
+    assert settings_of(recipe, Request({"steps": "7", "epochs": "2"})).epochs == 2
+    assert settings_of(recipe, Request({})).epochs > 0
+
+
+def test_a_model_that_is_not_there_leaves_no_trace():
+    with pytest.raises(SettingsError, match="no-such-model"):
+        start(model_name="./no-such-model")
+
+    assert not Path("runs").exists()
+    assert not (Path("checkpoints") / "try" / "run.json").exists()
+
+
+@pytest.mark.parametrize("name", ["my run", "a/b", "..", "é" * 150])
+def test_any_name_of_a_run_will_do(name):
+    outcome, _ = start(name=name)
+
+    assert records(outcome, "exit")[0]["data"]["exitcode"] == 0
+    assert records(outcome, "artifact") or list(outcome.run_dir.glob("main-*/files-*"))
+    assert outcome.checkpoints.parent == Path("checkpoints")
+    assert (outcome.checkpoints / "run.json").exists()
+
+
+def test_other_problems_than_the_trainings_are_played_only_when_they_are_named(monkeypatch):
+    outcome, _ = start()
+    Path("other.jsonl").write_text("".join(f'{{"answer": "<<{a}+9={a + 9}>>"}}\n' for a in range(1, 90)))
+    recipe = recipes.load("calculator")
+
+    assert load_trained(recipe, outcome.checkpoints, "best", Path("train.jsonl")).is_same_data
+    assert not load_trained(recipe, outcome.checkpoints, "best", Path("other.jsonl")).is_same_data
+    monkeypatch.setenv("TIDELOG_DATA", "other.jsonl")
+    with pytest.raises(CheckpointError, match="held out other problems"):
+        load_trained(recipe, outcome.checkpoints, "best", None)
 
 
 def test_resume_without_a_name_says_which_runs_there_are():

@@ -348,10 +348,19 @@ def test_epochs_set_the_number_of_batches(chat, tmp_path):
     assert run.rows[-1][1]["final/total_batches"] == 4
 
 
+def test_the_best_policy_may_be_the_one_at_the_end(chat, tmp_path, monkeypatch):
+    rewards = iter([0.1, 0.9])
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {"eval/reward": next(rewards)})
+
+    trained(fresh_state(chat), tmp_path, replace(SETTINGS, eval_interval=100))
+
+    assert checkpoint.load(tmp_path / "best.pt")["totals"]["batches"] == SETTINGS.steps
+
+
 def test_the_state_with_the_best_evaluation_is_kept(chat, tmp_path):
     run, _ = trained(fresh_state(chat), tmp_path, replace(SETTINGS, steps=6, eval_interval=1))
 
-    rewards = [row["eval/reward"] for _, row in run.rows[:-1]]
+    rewards = [row["eval/reward"] for _, row in run.rows]
     best = checkpoint.load(tmp_path / "best.pt")
     assert best["best_reward"] == max(rewards)
     assert best["totals"]["batches"] == rewards.index(max(rewards))

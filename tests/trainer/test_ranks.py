@@ -88,6 +88,23 @@ def test_the_loss_of_two_ranks_is_that_of_all_their_trajectories(tmp_path):
     assert compared
 
 
+@pytest.mark.slow
+def test_ranks_that_go_on_repeat_nothing_and_must_be_as_many(tmp_path):
+    train(tmp_path, "accelerate_ddp", "--set=steps=2", launcher=TORCHRUN)
+    train(tmp_path, "accelerate_ddp", "--set=steps=3", "--resume", launcher=TORCHRUN)
+
+    (run_dir,) = find_runs(tmp_path / "runs")
+    for rank in (0, 1):
+        steps = [r.step for r in of_rank(run_dir, rank) if r.kind == "metrics"]
+        ids = [r.data["id"] for r in of_rank(run_dir, rank, "trajectories")]
+        assert len(set(steps)) == len(steps)
+        assert len(set(ids)) == len(ids)
+    three = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3")
+    refused = train(tmp_path, "accelerate_ddp", "--set=steps=3", "--resume", launcher=three, check=False)
+    assert refused.returncode != 0
+    assert "the checkpoint is of 2 processes, and 3 were started" in refused.stderr
+
+
 def test_one_process_is_refused_where_several_are_meant(tmp_path):
     result = train(tmp_path, "accelerate_ddp", check=False)
 

@@ -309,7 +309,7 @@ class _Rows(TrainerCallback):  # type: ignore[misc]
 
     def _finish(self) -> None:
         course, state, at = self._course, self._state, self._course.at(self._state.totals.batches)
-        row = loop.mark(state, at) | loop.evaluate(course, state, at) | final_metrics(state.totals)
+        row = loop.mark(state, at) | loop.evaluate_and_keep(course, state, at) | final_metrics(state.totals)
         loop.log_row(course, {"global_step": at.global_step, **row}, at)
         self.reward_after = row.get("eval/reward")
 
