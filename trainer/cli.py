@@ -131,7 +131,7 @@ def list_recipes() -> None:
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="A file or directory of problems, as the recipe reads them.",
+    help="A file or directory of problems, as the recipe reads them; `generated`: made up, whatever there is.",
 )
 @_setting_flags
 @click.option(

@@ -269,7 +269,7 @@ def _problems(
     if previous is not None and previous.data != problems.fingerprint:
         raise CheckpointError(
             f"the run in {str(checkpoints)!r} began with other problems than {problems.source}. "
-            "Give the same --data as then, or choose another --run-name."
+            "Give the same --data as then (it may have been `--data generated`), or choose another --run-name."
         )
     return problems
 

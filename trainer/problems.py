@@ -50,6 +50,10 @@ def places_of_batch(batch_step: int, n: int, n_problems: int, seed: int) -> list
     return [order[i % n_problems] for i in range(within * n, (within + 1) * n)]
 
 
+# As `--data`: problems that are made up, where a file or the hub might else be found.
+GENERATED = Path("generated")
+
+
 def shared_data(name: str) -> Path | None:
     """Return a file of the data directory that lies beside the repository, if it is there."""
     path = Path(__file__).resolve().parents[1].parent / "shared" / "data" / name

@@ -52,6 +52,20 @@ def test_without_a_file_problems_are_generated_and_said_to_be(no_data):
     assert "generated" in problems_for(SMALL, None).source
 
 
+@pytest.mark.parametrize("name", ["calculator", "email_agent", "mixture_judge", "multiturn_qa"])
+def test_generated_problems_can_be_asked_for_whatever_else_is_found(name, monkeypatch):
+    """So that a training that began without a file and a hub can go on where there are both."""
+    recipe = recipes.load(name)
+    settings = with_overrides(recipe.settings(), recipe.quick)
+
+    asked_for = recipe.problems(settings, problems_module.GENERATED)
+
+    monkeypatch.setattr(problems_module, "__file__", "/nowhere/else/c.py")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    monkeypatch.delenv("TIDELOG_DATA", raising=False)
+    assert asked_for.fingerprint == recipe.problems(settings, None).fingerprint
+
+
 def test_a_given_file_is_taken_before_the_variable(no_data, monkeypatch, tmp_path):
     given, named = gsm8k_file(tmp_path / "given.jsonl", 80), gsm8k_file(tmp_path / "named.jsonl", 80)
     monkeypatch.setenv("TIDELOG_DATA", str(named))

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from trainer.config import Settings, require_at_least
 from trainer.errors import DataError
-from trainer.problems import Problems, named_data, shared_data
+from trainer.problems import GENERATED, Problems, named_data, shared_data
 from trainer.recipes import Recipe
 from trainer.tasks.calculator import CalculatorTask, Problem, generate, problems_of, read_gsm8k
 
@@ -67,14 +67,14 @@ def problems_for(settings: CalculatorSettings, data: Path | None) -> Problems:
 
 def _find(settings: CalculatorSettings, data: Path | None) -> tuple[Sequence[Problem], str]:
     path = named_data(data) or shared_data("gsm8k/train_3000.jsonl")
-    if path is not None:
+    if path is not None and path != GENERATED:
         return read_gsm8k(path), f"GSM8K's annotations in {str(path)!r}"
-    solutions = _solutions_from_datasets()
+    solutions = [] if path else _solutions_from_datasets()
     if solutions:
         return problems_of(
             solutions, "openai/gsm8k"
         ), "GSM8K's annotations, by datasets.load_dataset('openai/gsm8k')"
-    return generate(N_GENERATED, settings.seed), "generated problems (no GSM8K file was given or found)"
+    return generate(N_GENERATED, settings.seed), "generated problems (--data generated)"
 
 
 def _solutions_from_datasets() -> list[str]:

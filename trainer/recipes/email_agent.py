@@ -2,7 +2,7 @@
 
     trainer train email_agent --quick
     trainer data emails maildir/ -o enron_emails.db
-    trainer train email_agent --data enron_emails.db --model-name Qwen/Qwen2.5-3B-Instruct --set judge_url=… judge_model=…
+    trainer train email_agent --data enron_emails.db --model-name Qwen/Qwen2.5-3B-Instruct --set judge_url=… --set judge_model=…
 
 What is real: the mails (Enron's, where they are), SQLite's full-text search, tool calls parsed from sampled JSON, several
 turns, the gradients, the reward on mails that nothing else asks about. What is small with `--quick`: the model, trained
@@ -39,7 +39,7 @@ from trainer.config import Settings, require_at_least
 from trainer.data.emails import MAX_RESULTS, SNIPPET_WORDS, Inbox, disguised, generate, read
 from trainer.errors import DataError, SettingsError
 from trainer.judge import HttpJudge, key_from_environment
-from trainer.problems import Problems, named_data, shared_data
+from trainer.problems import GENERATED, Problems, named_data, shared_data
 from trainer.recipes import Recipe
 from trainer.tasks.email import EmailTask, Question, common_words, questions_of
 
@@ -111,14 +111,14 @@ def problems_for(settings: EmailSettings, data: Path | None) -> Problems:
 
 
 def _inbox(path: Path | None, seed: int) -> Inbox:
-    if path is not None:
+    if path is not None and path != GENERATED:
         return (
             Inbox.open(path)
             if path.suffix in (".db", ".sqlite")
             else Inbox.of(read(path), f"mails of {str(path)!r}")
         )
     beside = shared_data("enron/mails_400.jsonl")
-    if beside is not None:
+    if path is None and beside is not None:
         return Inbox.of(read(beside), f"Enron's mails in {str(beside)!r}")
     return Inbox.of(generate(N_GENERATED, seed), "mails that were made up (no --data was given)")
 
