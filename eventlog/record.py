@@ -167,11 +167,12 @@ def record_of(content: dict[str, Any]) -> Record:
         raise BadLine(f"the checksum matches, but this is not a record: {error!r}") from None
 
 
-def encode_data(data: Mapping[Any, Any]) -> tuple[bytes, list[TextMark]]:
+def encode_data(data: Mapping[Any, Any], nones: int = 0) -> tuple[bytes, list[TextMark]]:
     """Return `data` as JSON, and the marks of what had to be stored as text.
 
     Nearly every row is what JSON can say, and is done by orjson alone: only a `null` in its output (a None, or
-    a NaN that orjson could not write) or its refusal costs a walk through the values.
+    a NaN that orjson could not write) or its refusal costs a walk through the values. `nones` are known to be there,
+    at least; a text that says null costs the walk for nothing.
     """
     before = _latest_stranger
     try:
@@ -179,7 +180,7 @@ def encode_data(data: Mapping[Any, Any]) -> tuple[bytes, list[TextMark]]:
     except (TypeError, ValueError, RecursionError, OverflowError):
         pass
     else:
-        if b"null" not in encoded:
+        if encoded.count(b"null") == nones:
             return encoded, ALL_PLAIN if _latest_stranger is before else []
     marks: list[TextMark] = []
     return orjson.dumps(_plain_mapping(data, (), marks, {id(data)})), marks
