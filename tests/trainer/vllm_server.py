@@ -18,12 +18,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+MADE = Path(__file__).resolve().parents[2] / ".venv-vllm"
 # Read on import: the tests themselves run without any of our variables.
-PYTHON = Path(os.environ.get("TIDELOG_VLLM_PYTHON") or ROOT / ".venv-vllm" / "bin" / "python")
+GIVEN = os.environ.get("TIDELOG_VLLM_PYTHON")
+PYTHON = Path(GIVEN or MADE / "bin" / "python")
 
 needs_vllm = pytest.mark.skipif(
-    not PYTHON.exists(),
+    # An installation that was broken off has a Python too.
+    not (PYTHON if GIVEN else MADE / ".ready").exists(),
     reason="there is no vLLM here: `make vllm` installs one in .venv-vllm, or $TIDELOG_VLLM_PYTHON names its Python",
 )
 
