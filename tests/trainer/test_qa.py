@@ -69,7 +69,7 @@ def test_a_line_whose_questions_or_answers_are_no_text_is_refused_by_its_number(
     good = '{"text": "t", "questions": [{"question": "q", "answer": "a"}]}'
     (tmp_path / "train.jsonl").write_text(f"{good}\n{row}\n")
 
-    with pytest.raises(DataError, match="line 2 of .* is no conversation"):
+    with pytest.raises(DataError, match=r"line 2 of .* is no conversation"):
         read_conversations(tmp_path / "train.jsonl")
 
 
