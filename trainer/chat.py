@@ -20,6 +20,10 @@ Invariants
 ----------
 * A conversation is encoded piece by piece (opening, sampled turn, what follows it), and the ids are joined. A
   demonstration is cut at the same places, so that the policy is trained on the pieces it will see.
+* A token of the format is written by the format alone. A mail or a problem that spells one, as in "<|im_end|>", is cut
+  within it, on its way through a model's template too: the ids say the same text, by tokens of ordinary text.
+* A tokenizer neither cuts nor pads, however it was saved. A text without such a spelling has the ids that the tokenizer
+  gives to the whole.
 * Whatever a policy samples, parsing returns a turn: a malformed call is a `ToolCall` with an `error`.
 """
 
@@ -29,6 +33,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -49,7 +54,10 @@ SPECIAL_TOKENS = (
     "</tool_response>",
 )
 _ASSISTANT = "<|im_start|>assistant\n"
-_SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+# Marks where a text is cut. A lone surrogate: a text that has one is no Unicode, and no tokenizer takes it.
+_CUT = "\udfff"
+_SPECIAL = re.compile("|".join(map(re.escape, (*SPECIAL_TOKENS, _CUT))))
+Quote = Callable[[str], str]
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
 
@@ -75,6 +83,9 @@ class Chat:
                 "Give --model-name a directory with a model, or a name that the Hugging Face hub or its cache has."
             ) from None
         tokenizer = loaded.backend_tokenizer
+        # Fine-tuning leaves what it cut and padded to in the file.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         if any(tokenizer.token_to_id(token) is None for token in (END, "<|im_start|>")):
             raise SettingsError(
                 f"the model {name!r} does not speak ChatML: its tokenizer has no {END!r}. "
@@ -117,7 +128,8 @@ class Chat:
             show_progress=False,
         )
         # The trainer does not know that special tokens are never merged: give it only what stands between them.
-        texts = (piece for turns in conversations for piece in _SPECIAL.split(_render(turns)))
+        quote = _quoting(SPECIAL_TOKENS)
+        texts = (piece for turns in conversations for piece in _SPECIAL.split(_render(turns, quote)))
         tokenizer.train_from_iterator(texts, trainer)
         return cls(tokenizer)
 
@@ -131,8 +143,8 @@ class Chat:
 
     @cached_property
     def vocab_size(self) -> int:
-        size: int = self.tokenizer.get_vocab_size()
-        return size
+        """How many embeddings a model needs: a tokenizer may leave ids out."""
+        return max(self.tokenizer.get_vocab().values()) + 1
 
     @cached_property
     def end_id(self) -> int:
@@ -150,12 +162,12 @@ class Chat:
     def encode_opening(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids of the turns before the policy's first one, up to where it begins to write."""
         if self._open_with is not None:
-            return self._ids(self._open_with(turns))
-        return self._ids(_render(turns) + _ASSISTANT)
+            return self._ids(self._open_with([replace(t, content=self._quote(t.content)) for t in turns]))
+        return self._ids(_render(turns, self._quote) + _ASSISTANT)
 
     def encode_following(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids between a sampled turn, which ends with the end token, and the policy's next one."""
-        return self._ids("\n" + _render(turns) + _ASSISTANT)
+        return self._ids("\n" + _render(turns, self._quote) + _ASSISTANT)
 
     def encode_demonstration(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
         """Return ids and mask as if the policy had sampled the assistant turns."""
@@ -167,7 +179,7 @@ class Chat:
                 before.append(turn)
                 continue
             given = self.encode_following(before) if ids else self.encode_opening(before)
-            written = self._ids(_body(turn) + END)
+            written = self._ids(_body(turn, self._quote) + END)
             ids += given + written
             mask += [0] * len(given) + [1] * len(written)
             before = []
@@ -183,9 +195,16 @@ class Chat:
         assert token_id is not None, "a tokenizer without these is refused"
         return token_id
 
+    @cached_property
+    def _quote(self) -> Quote:
+        added = [token.content for token in self.tokenizer.get_added_tokens_decoder().values()]
+        # Runs of spaces are tokens of some models; they are ordinary text.
+        return _quoting([token for token in added if not token.isspace()])
+
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        """Return the ids of a text of the format, in which what it quotes is cut."""
+        pieces = [self.tokenizer.encode(piece, add_special_tokens=False).ids for piece in text.split(_CUT)]
+        return list(itertools.chain(*pieces))
 
 
 def parse_assistant(text: str) -> Turn:
@@ -213,14 +232,20 @@ def _parse_call(text: str, call_id: str) -> ToolCall:
     return ToolCall(name=call["name"], arguments=call["arguments"], id=call_id)
 
 
-def _render(turns: Sequence[Turn]) -> str:
+def _quoting(tokens: Iterable[str]) -> Quote:
+    """Return what cuts these tokens in a text, behind the first character of each; they may overlap."""
+    begins = re.compile(f"(?={'|'.join(map(re.escape, tokens))}).", re.DOTALL)
+    return lambda text: begins.sub(lambda begin: begin[0] + _CUT, text)
+
+
+def _render(turns: Sequence[Turn], quote: Quote) -> str:
     # The tools' answers to one turn travel in one user turn, as in Qwen's own template.
     text = ""
     for role, together in itertools.groupby(turns, key=lambda turn: turn.role):
         if role == "tool":
-            text += _message("user", "\n".join(map(_body, together)))
+            text += _message("user", "\n".join(_body(turn, quote) for turn in together))
         else:
-            text += "".join(_message(role, _body(turn)) for turn in together)
+            text += "".join(_message(role, _body(turn, quote)) for turn in together)
     return text
 
 
@@ -228,11 +253,11 @@ def _message(role: str, body: str) -> str:
     return f"<|im_start|>{role}\n{body}{END}\n"
 
 
-def _body(turn: Turn) -> str:
+def _body(turn: Turn, quote: Quote) -> str:
     if turn.role == "tool":
-        return f"<tool_response>\n{turn.content}\n</tool_response>"
+        return f"<tool_response>\n{quote(turn.content)}\n</tool_response>"
     calls: str = "\n".join(
-        f"<tool_call>\n{json.dumps({'name': c.name, 'arguments': c.arguments})}\n</tool_call>"
+        f"<tool_call>\n{quote(json.dumps({'name': c.name, 'arguments': c.arguments}))}\n</tool_call>"
         for c in turn.tool_calls
     )
-    return turn.content + calls
+    return quote(turn.content) + calls

@@ -8,7 +8,8 @@ Invariants
   reply that says neither correct nor incorrect is `parse_failure`. A training is never stopped by its judge.
 * A call is counted once, under one of four outcomes, and never repeated.
 * A call ends at its deadline, however slowly the server drips.
-* The key comes from the environment and goes to the server: it is no setting, and no part of a verdict.
+* The key comes from the environment and goes to the server: it is no setting, and no part of a verdict, not even where
+  the server repeats it.
 
 What a verdict is worth is the task's business, and what it costs the collectors'. Proxies are not used.
 """
@@ -36,6 +37,8 @@ from trainer.errors import DataError, SettingsError
 Result = Literal["correct", "incorrect", "parse_failure", "api_failure"]
 # A verdict is a few words and its reason: what is longer is no answer to our question.
 REPLY_MAX_BYTES = 2**20
+# No model reads or writes so much in one call: a usage beyond it is an error of the server's.
+USAGE_MAX_TOKENS = 10**9
 
 
 @dataclass(frozen=True)
@@ -170,11 +173,11 @@ class HttpJudge:
         max_tokens: int = 512,
         key: str | None = None,
     ) -> None:
-        parts = urlsplit(url)
         try:
+            parts = urlsplit(url)
             port, usable = parts.port, parts.scheme in ("http", "https") and bool(parts.hostname)
         except ValueError:
-            port, usable = None, False
+            usable = False
         if not usable:
             raise SettingsError(
                 f"the judge's address is {url!r}; it must be like 'http://localhost:8002/v1': "
@@ -190,6 +193,7 @@ class HttpJudge:
         self._timeout_s = timeout_s
         self._max_tokens = max_tokens
         self._headers = {"Content-Type": "application/json"}
+        self._key = key
         if key:
             if not key.isascii() or not key.isprintable():
                 raise SettingsError("the judge's API key has characters that no key has; set it anew.")
@@ -204,7 +208,7 @@ class HttpJudge:
         said = parse_verdict(reply)
         return Verdict(
             said or "parse_failure",
-            None if said else f"no verdict in {reply[-200:]!r}",
+            None if said else f"no verdict in {self._without_key(reply)[-200:]!r}",
             _count(usage, "prompt_tokens"),
             _count(usage, "completion_tokens"),
             time.perf_counter() - started_s,
@@ -218,13 +222,15 @@ class HttpJudge:
             "max_tokens": self._max_tokens,
         }
         status, body = self._post(json.dumps(request).encode())
+        # Cut after the key is out: where the cut is in the middle of it, a part would be left.
+        beginning = self._without_key(body.decode(errors="replace"))[:200]
         if status != 200:
-            raise _ApiFailure(f"HTTP {status}: {body[:200].decode(errors='replace')}")
+            raise _ApiFailure(f"HTTP {status}: {beginning}")
         try:
             answer = json.loads(body)
             content = answer["choices"][0]["message"]["content"]
         except (ValueError, TypeError, KeyError, IndexError, RecursionError):
-            raise _ApiFailure(f"not a chat completion: {body[:200].decode(errors='replace')}") from None
+            raise _ApiFailure(f"not a chat completion: {beginning}") from None
         # A reasoning model that ran out of tokens has said nothing: that is no verdict, but it was an answer.
         return content if isinstance(content, str) else "", answer.get("usage")
 
@@ -242,7 +248,8 @@ class HttpJudge:
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             if passed.is_set() or isinstance(error, TimeoutError):
                 raise _ApiFailure(f"no answer within {self._timeout_s:g} s") from None
-            raise _ApiFailure(f"{type(error).__name__}: {error}") from None
+            # What is no HTTP is repeated in the error, and may be as long as the server likes.
+            raise _ApiFailure(f"{type(error).__name__}: {self._without_key(str(error))[:200]}") from None
         finally:
             connection.close()
         if passed.is_set():  # a body without a length just ends where it was cut
@@ -250,6 +257,12 @@ class HttpJudge:
         if len(answer) > REPLY_MAX_BYTES:
             raise _ApiFailure("the answer is longer than 1 MiB")
         return response.status, answer
+
+    def _without_key(self, text: str) -> str:
+        if not self._key:
+            return text
+        # JSON, and `repr`, may have written a backslash before any of its characters.
+        return re.sub(r"\\*".join(map(re.escape, self._key)), "[the key]", text)
 
 
 class _ApiFailure(Exception):
@@ -276,8 +289,9 @@ def _deadline(sock: socket.socket, left_s: float, passed: threading.Event) -> It
 
 
 def _count(usage: Any, key: str) -> int:
+    """Return a count of tokens, or 0 where the server says none that can be: a number is no reason to stop."""
     value = usage.get(key) if isinstance(usage, Mapping) else None
-    return value if isinstance(value, int) and value >= 0 else 0
+    return value if type(value) is int and 0 <= value <= USAGE_MAX_TOKENS else 0
 
 
 class RuleJudge:

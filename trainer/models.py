@@ -5,7 +5,8 @@ Invariants
 * For one seed and one set of problems a tiny model's tokenizer and first weights are the same.
 * The reference policy costs a second copy of the weights only where all of them are trained: with LoRA it is the same
   model with its adapter off.
-* A pretrained model speaks ChatML, as Qwen's do; another is refused by name, before anything is trained.
+* A pretrained model speaks ChatML, as Qwen's do, and has an embedding for each token of its tokenizer; another is
+  refused by name, before anything is trained.
 """
 
 from __future__ import annotations
@@ -42,11 +43,22 @@ def chat_of(settings: Settings, task: Task, problems: Problems) -> Chat:
 
 
 def model_of(settings: Settings, vocab_size: int) -> Any:
-    """Return the model of these settings with its first weights; a tiny one's are drawn from torch's generator."""
+    """Return the model of these settings with its first weights; a tiny one's are drawn from torch's generator.
+
+    A pretrained one may have more embeddings than there are tokens: it is usual to pad them to a round number.
+    """
     from trainer.policy.transformers import pretrained, tiny_qwen3
 
     if settings.model_name:
-        return pretrained(settings.model_name, settings.dtype)
+        model = pretrained(settings.model_name, settings.dtype)
+        rows = model.get_input_embeddings().num_embeddings
+        if rows < vocab_size:
+            raise SettingsError(
+                f"the tokenizer of {settings.model_name!r} has {vocab_size} tokens, and its model embeddings for {rows}: "
+                "they do not belong together. Give --model-name a directory whose model was resized when tokens were "
+                "added, or another model."
+            )
+        return model
     return tiny_qwen3(
         vocab_size, hidden=settings.hidden, layers=settings.layers, max_tokens=settings.max_length
     )

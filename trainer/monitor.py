@@ -14,7 +14,9 @@ It changes nothing in the training, and sends nothing: the loop does.
 from __future__ import annotations
 
 import math
+import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -36,6 +38,8 @@ KL_HIGH = 1.0  # nats per token
 DRIFT_HIGH = 0.1  # mean |difference| of log-probs
 ALL_EQUAL_SHARE = 0.9  # of the groups
 EXCEPTIONS_SHARE = 0.5  # of the trajectories
+JUDGE_SUCCESS_LOW = 0.8  # of the calls: `judge/success_rate`
+REASON_MAX_LENGTH = 200
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,14 @@ class Monitor(Collector):
             "are too easy or too hard for this policy, or it does the same whatever it is asked.",
             "WARN",
         )
-        failed = len(trajectories) - len(finished(trajectories))
+        self._sign_exceptions("Episodes fail", f"at batch {at.batch_step}", trajectories)
+        calls = [t.info["judge"] for t in finished(trajectories) if "judge" in t.info]
+        reasons = [call["error"] for call in calls if call["error"] is not None]
         self._sign(
-            "Episodes fail",
-            failed >= EXCEPTIONS_SHARE * max(len(trajectories), 1),
-            f"at batch {at.batch_step} {failed} of {len(trajectories)} episodes raised; the trajectories say what.",
+            "The judge fails",
+            len(calls) - len(reasons) < JUDGE_SUCCESS_LOW * len(calls),
+            f"at batch {at.batch_step} {len(reasons)} of {len(calls)} calls brought no verdict, most often: "
+            f"{_commonest(reasons)}. Answers that nobody judged count as wrong.",
             "ERROR",
         )
         return {}
@@ -144,6 +151,9 @@ class Monitor(Collector):
             collapse = self._held_out.collapse(rewards)
             what = f"at step {at.global_step} the held-out reward"
             self._sign_collapse("The held-out reward collapsed", what, collapse)
+        # Under a title of its own the last word is said, also where it was said before: it is what the training came to.
+        title = "Held-out episodes failed to the end" if at.is_final else "Held-out episodes fail"
+        self._sign_exceptions(title, f"at step {at.global_step}", trajectories)
         return {}
 
     def of_drift(self, at: At, drift: float) -> None:
@@ -153,6 +163,15 @@ class Monitor(Collector):
             drift > DRIFT_HIGH,
             f"at batch {at.batch_step} the server's log-probs differ from the policy's by {drift:.3g} on average: "
             "it may serve older weights, or other ones.",
+            "ERROR",
+        )
+
+    def _sign_exceptions(self, title: str, where: str, trajectories: Sequence[Trajectory]) -> None:
+        reasons = [t.exception for t in trajectories if t.exception is not None]
+        self._sign(
+            title,
+            len(reasons) >= EXCEPTIONS_SHARE * max(len(trajectories), 1),
+            f"{where} {len(reasons)} of {len(trajectories)} episodes raised, most often: {_commonest(reasons)}",
             "ERROR",
         )
 
@@ -184,3 +203,14 @@ class Monitor(Collector):
     def restore(self, state: Mapping[str, Any]) -> None:
         self._held_out, self._returns = Level(**state["held_out"]), Level(**state["returns"])
         self._first_entropy, self._lasting = state["first_entropy"], list(state["lasting"])
+
+
+def _commonest(reasons: Sequence[str]) -> str:
+    """Return the reason that occurs most, on one short line; numbers do not make two of one.
+
+    >>> _commonest(["no room for 8", "no\\nanswer", "no room for 9"])
+    'no room for 8'
+    """
+    lines = [" ".join(reason.split())[:REASON_MAX_LENGTH] for reason in reasons]
+    kinds = [re.sub(r"\d+", "0", line) for line in lines]
+    return lines[kinds.index(Counter(kinds).most_common(1)[0][0])] if lines else ""

@@ -7,8 +7,9 @@ Invariants
 * All episodes advance together, one turn at a time: each engine call is one batch. Answering and grading wait for
   each other only at the end of a turn, `concurrency` of them at once.
 * An episode ends when the task is done, after `max_turns`, when a turn has no end token, when the next prompt would
-  leave no room in `max_tokens`, or when the engine or the task failed on it. Then it has an `exception` and no reward,
-  and the others go on.
+  leave no room in `max_tokens`, or when the engine or the task failed on it, or its first prompt left no room. Then it
+  has an `exception` and no reward, and the others go on.
+* No trajectory has more than `max_tokens` token ids.
 
 No loss, advantage or log here.
 """
@@ -69,7 +70,7 @@ def play(
     with ThreadPoolExecutor(concurrency or task.concurrency) as pool:
         each = _Each(pool, concurrency or task.concurrency)
         episodes = [_Episode(problem, time.time_ns() // 1000, time.perf_counter()) for problem in problems]
-        each(lambda e: _open(e, task, chat), episodes)
+        each(lambda e: _open(e, task, chat, limits), episodes)
         playing = [e for e in episodes if not e.stop_reason]
         for n_turns in range(1, limits.max_turns + 1):
             if not playing:
@@ -102,13 +103,20 @@ class _Each:
         return list(results)
 
 
-def _open(episode: _Episode, task: Task, chat: Chat) -> None:
+def _open(episode: _Episode, task: Task, chat: Chat, limits: Limits) -> None:
     try:
         episode.turns = task.opening(episode.problem)
-        episode.token_ids = chat.encode_opening(episode.turns)
-        episode.mask = [0] * len(episode.token_ids)
+        prompt = chat.encode_opening(episode.turns)
     except Exception as error:  # noqa: BLE001 - a task's own code: the other episodes go on
         _failed(episode, error)
+        return
+    if len(prompt) + limits.max_new_tokens > limits.max_tokens:
+        episode.fail(
+            f"the prompt has {len(prompt)} tokens and a turn may have {limits.max_new_tokens} (max_new_tokens), but "
+            f"max_length is {limits.max_tokens}: give a larger --max-length, or shorter problems."
+        )
+        return
+    episode.token_ids, episode.mask = prompt, [0] * len(prompt)
 
 
 def _append_turn(episode: _Episode, completion: Completion, chat: Chat, turn_s: float) -> None:
@@ -133,6 +141,7 @@ def _answer(episode: _Episode, task: Task, chat: Chat, limits: Limits, *, is_las
     """Let the task answer the last turn; say whether, and why, that was the end."""
     try:
         answers = task.respond(episode.problem, episode.turns)
+        following = chat.encode_following(answers) if answers else []
     except Exception as error:  # noqa: BLE001 - a task's own code: the other episodes go on
         _failed(episode, error)
         return
@@ -141,7 +150,6 @@ def _answer(episode: _Episode, task: Task, chat: Chat, limits: Limits, *, is_las
     if not answers:
         episode.stop_reason = "done"
         return
-    following = chat.encode_following(answers)
     if len(episode.token_ids) + len(following) + limits.max_new_tokens > limits.max_tokens:
         episode.stop_reason = "max_tokens"
         return

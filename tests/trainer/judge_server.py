@@ -22,7 +22,7 @@ class JudgeServer:
     url: str
     answer: object = None
     """Request → what to send: text (the judge's reply), a dict (the JSON), bytes (as they are), an int (the status),
-    "hang", "drip" or "hang up"."""
+    a tuple of status and bytes, "hang", "drip", "hang up", or "hang up with …" (a line that is no HTTP)."""
     requests: list = field(default_factory=list)  # (path, headers, JSON)
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -41,10 +41,14 @@ def judge_server(answer="Verdict: correct"):
                 server.over.wait()
             elif chosen == "hang up":
                 self.connection.shutdown(socket.SHUT_RDWR)
+            elif isinstance(chosen, str) and chosen.startswith("hang up with "):
+                self.wfile.write(chosen.encode() + b"\r\n")
             elif chosen == "drip":
                 self._drip()
             elif isinstance(chosen, int):
                 self._send(chosen, b'{"error": {"message": "out of order"}}')
+            elif isinstance(chosen, tuple):
+                self._send(*chosen)
             elif isinstance(chosen, bytes):
                 self._send(200, chosen)
             else:

@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from eventlog import Trajectory
 from tests.trainer.judge_server import completion, judge_server
+from trainer.collectors.mixture import Prices
 from trainer.data.mixture import SOURCES
 from trainer.errors import DataError, SettingsError
 from trainer.judge import Case, HttpJudge, JudgePromptLoader, RuleJudge, key_from_environment, parse_verdict
@@ -82,13 +84,22 @@ def test_a_reply_of_null_is_a_parse_failure(server):
     assert ask(server).result == "parse_failure"
 
 
-@pytest.mark.parametrize("usage", [None, [], {"prompt_tokens": "many"}, {"prompt_tokens": -5}])
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        [],
+        *({"prompt_tokens": n, "completion_tokens": n} for n in ("many", -5, 2.5, True, 10**400, 2**64)),
+    ],
+    ids=lambda usage: str(usage)[:30],
+)
 def test_usage_that_is_missing_or_senseless_counts_as_no_tokens(server, usage):
     server.answer = {**completion("Verdict: correct"), "usage": usage}
 
     verdict = ask(server)
 
     assert (verdict.result, verdict.prompt_tokens, verdict.completion_tokens) == ("correct", 0, 0)
+    assert Prices(judge_prompt=1.0).of(Trajectory([], info={"judge": verdict.as_info()})) == 0.0
 
 
 def test_many_may_ask_at_once_and_each_gets_its_own_answer(server):
@@ -156,7 +167,9 @@ def test_a_server_that_is_not_there_is_an_api_failure():
     assert "refused" in verdict.error.lower()
 
 
-@pytest.mark.parametrize("url", ["localhost:8002", "ftp://host/v1", "http://", "http://host:port/v1", ""])
+@pytest.mark.parametrize(
+    "url", ["localhost:8002", "ftp://host/v1", "http://", "http://host:port/v1", "http://[host", ""]
+)
 def test_an_address_that_no_server_can_have_is_refused_before_the_training(url):
     with pytest.raises(SettingsError, match="http://localhost:8002/v1"):
         HttpJudge(url, "m")
@@ -180,10 +193,27 @@ def test_the_judges_own_key_is_taken_before_openais(monkeypatch):
     assert key_from_environment() == "own"
 
 
-def test_no_verdict_repeats_the_key(server):
-    server.answer = 401
+@pytest.mark.parametrize(
+    "answer",
+    [
+        401,
+        (401, b'{"error": {"message": "no such key", "headers": {"Authorization": "Bearer sk-se/cret"}}}'),
+        (401, rb'{"headers": {"Authorization": "Bearer sk-se\/cret"}}'),
+        (500, b"x" * 195 + b"sk-se/cret"),  # where the text is cut, a part of it would be left
+        b"<html>you sent sk-se/cret</html>",
+        "you sent me sk-se/cret",
+        "sk-se/cret" + "x" * 195,
+        "hang up with sk-se/cret",
+    ],
+    ids=lambda answer: str(answer)[:20],
+)
+def test_no_verdict_repeats_the_key_nor_a_part_of_it_whatever_the_server_echoes(server, answer):
+    server.answer = answer
 
-    assert "sk-secret" not in json.dumps(ask(server, key="sk-secret").as_info())
+    verdict = ask(server, key="sk-se/cret")
+
+    assert verdict.result in ("api_failure", "parse_failure")
+    assert not re.search(r"sk-s|\bcret|e.{0,2}/cret", json.dumps(verdict.as_info()))
 
 
 def test_a_key_that_cannot_be_sent_is_refused_before_the_training():

@@ -338,13 +338,18 @@ def test_the_last_thing_it_prints_is_how_the_sources_the_judge_and_the_costs_cam
     assert summaries[-1] == f"  总成本: ${rows[2]['cost/total_cost']:.4f}"
 
 
-def test_a_judge_that_is_not_there_stops_nothing():
-    outcome, _ = train("alone", judge_url="http://127.0.0.1:9/v1", steps=1)
+def test_a_judge_that_is_not_there_stops_nothing_and_is_said():
+    outcome, said = train("alone", judge_url="http://127.0.0.1:9/v1", steps=1)
 
     row = rows_of(outcome)[0]
     assert row["judge/api_failure_rate"] == 1.0
     assert "judge/correct_ratio" not in row
     assert row["cost/judge_calls"] > 0
+    (alert,) = [
+        r.data for r in eventlog.read(outcome.run_dir) if r.kind == "alert" and "judge" in r.data["title"]
+    ]
+    assert "Connection refused" in alert["text"]
+    assert "The judge fails" in said
 
 
 def test_the_units_are_in_the_runs_config():

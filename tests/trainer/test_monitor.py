@@ -108,6 +108,75 @@ def test_episodes_that_fail_are_said():
     assert titles(monitor) == ["Episodes fail"]
 
 
+def failed(*exceptions):
+    return [Trajectory([], exception=exception, group="0") for exception in exceptions]
+
+
+def test_the_commonest_reason_why_episodes_fail_is_said():
+    monitor = Monitor()
+    monitor.of_rollouts(
+        at(0),
+        failed("TimeoutError: ", "TemplateError: System role not supported\n at line 3")
+        + failed("TemplateError: System role not supported\n at line 7", "KeyError: 'inbox'"),
+    )
+
+    (alarm,) = monitor.alarms()
+    assert "4 of 4 episodes raised" in alarm.text
+    assert "TemplateError: System role not supported" in alarm.text
+    assert "\n" not in alarm.text
+
+
+def test_a_reason_as_long_as_a_page_is_cut():
+    monitor = Monitor()
+    monitor.of_rollouts(at(0), failed("ValueError: " + "no " * 5000))
+
+    (alarm,) = monitor.alarms()
+    assert len(alarm.text) < 500
+
+
+def test_held_out_episodes_that_fail_are_said_and_again_at_the_end():
+    monitor, found = Monitor(), []
+    for batch in (0, 50, 100):
+        monitor.of_evaluation(at(batch), failed(*["TemplateError: System role not supported"] * 4))
+        found.append(
+            [(alarm.title, "TemplateError: System role" in alarm.text) for alarm in monitor.alarms()]
+        )
+
+    assert found == [[("Held-out episodes fail", True)], [], [("Held-out episodes failed to the end", True)]]
+
+
+def judged(**results):
+    return [
+        Trajectory(
+            [],
+            reward=float(i % 2),
+            group=str(i // 2),
+            info={"judge": {"result": result, "error": "HTTP 401: no key" if "failure" in result else None}},
+        )
+        for i, result in enumerate(result for result, n in results.items() for _ in range(n))
+    ]
+
+
+@pytest.mark.parametrize("failure", ["api_failure", "parse_failure"])
+def test_a_judge_that_fails_is_said_once_with_its_reason(failure):
+    monitor, found = Monitor(), []
+    for batch in range(2):
+        monitor.of_rollouts(at(batch), judged(**{"correct": 2, failure: 8}))
+        found += monitor.alarms()
+
+    (alarm,) = found
+    assert alarm.title == "The judge fails"
+    assert "8 of 10 calls" in alarm.text
+    assert "HTTP 401: no key" in alarm.text
+
+
+def test_a_judge_that_fails_now_and_then_is_not_said():
+    monitor = Monitor()
+    monitor.of_rollouts(at(0), judged(correct=5, incorrect=3, parse_failure=2))
+
+    assert titles(monitor) == []
+
+
 def test_a_sampler_that_drifts_is_said():
     monitor = Monitor()
     monitor.of_drift(at(0), 0.01)

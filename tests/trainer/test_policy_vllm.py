@@ -263,16 +263,58 @@ def test_a_request_that_takes_too_long_is_an_error_and_the_others_are_not(server
         (answered([7, END], [math.nan, -0.5]), "answered what is no completion"),
         (answered([]), "answered what is no completion"),
         (answered([7], finish_reason="abort"), "answered what is no completion"),
+        (answered([-1, END]), "answered what is no completion"),
+        (answered([400, END]), "answered what is no completion"),  # the model has 400 tokens
+        (answered([10**12, END]), "answered what is no completion"),
+        (answered([True, END]), "answered what is no completion"),
+        (answered([7, 7, 7, 7, END]), "answered what is no completion"),  # it was asked for 4
+        (answered([7, END], [-(10**400), -0.5]), "answered what is no completion"),
+        (answered([7, END], [10**400, -0.5]), "answered what is no completion"),
+        (answered([7, END], [1e300, -0.5]), "answered what is no completion"),
+        (answered([7, END], [True, -0.5]), "answered what is no completion"),
+        ((200, b'{"choices": ' + b"[" * 100_000), "answered what is no JSON"),
+        ((200, b'{"choices": ' + b"[" * 900 + b"]" * 900 + b"}"), "answered what is no completion"),
+        ((500, b'{"error": ' + b"[" * 100_000), "answered 500"),
+        ((200, b'{"choices": ' + b"1" * 5000 + b"}"), "answered what is no JSON"),
     ],
+    ids=lambda value: str(value)[:60],
 )
 def test_an_answer_that_is_no_completion_is_an_error_that_says_what_came(server, answer, error):
     server.complete = lambda request: answer
+    engine = engine_of(server)
+    engine.sync(tiny_lora(), 0)
 
-    [completion] = engine_of(server).complete([[5]], max_new=4, temperature=1.0)
+    [completion] = engine.complete([[5]], max_new=4, temperature=1.0)
 
     assert (completion.token_ids, completion.logprobs) == ([], [])
     assert error in completion.error
     assert len(server.asked("/v1/completions")) == 1, "an answer, even a bad one, is not asked for again"
+
+
+def test_ids_that_no_model_has_are_refused_before_the_first_sync_too(server):
+    server.complete = lambda request: answered([10**12, END])
+
+    [completion] = engine_of(server).complete([[5]], max_new=4, temperature=1.0)
+
+    assert "answered what is no completion" in completion.error
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (401, {"error": {"message": "Bearer se-cret is no key"}}),
+        (401, b"Bearer se-cret"),
+        answered("se-cret"),
+    ],
+)
+def test_the_api_key_is_in_no_error_whatever_the_server_echoes(server, monkeypatch, answer):
+    monkeypatch.setenv("VLLM_API_KEY", "se-cret")
+    server.complete = lambda request: answer
+
+    [completion] = engine_of(server).complete([[5]], max_new=4, temperature=1.0)
+
+    assert completion.error
+    assert "se-cret" not in completion.error
 
 
 @pytest.mark.parametrize("trouble", ["dropped", "busy"])
@@ -412,7 +454,31 @@ def test_an_adapter_that_does_not_load_at_the_start_is_refused_in_the_servers_wo
         engine.sync(tiny_lora(), 0)
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://here", ""])
+def test_a_host_that_no_name_server_can_be_asked_for_is_refused():
+    with pytest.raises(SettingsError, match="cannot be reached"):
+        VLLMEngine("http://a..b:1", "tiny", end_id=END)
+
+
+@pytest.mark.parametrize("length", [math.inf, "many", [1]])
+def test_a_list_of_models_that_says_no_sensible_length_is_refused(server, length):
+    server.models = {"tiny": length}
+
+    with pytest.raises(SettingsError, match="no list of models"):
+        engine_of(server, max_length=16)
+
+
+@pytest.mark.parametrize("logprobs", [{"a": "x"}, {"a": 10**400}, {"a": [1]}])
+def test_a_server_whose_logprobs_are_no_numbers_is_refused(server, logprobs):
+    server.complete = lambda request: (200, {"choices": [{"logprobs": {"top_logprobs": [logprobs]}}]})
+
+    with pytest.raises(SettingsError, match="without log-probs"):
+        engine_of(server, temperature=0.7)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["127.0.0.1:8000", "ftp://here", "", "http://here:abc", "http://here:99999", "http://[here"],
+)
 def test_an_address_that_is_none_is_refused(url):
     with pytest.raises(SettingsError, match=r"it is like 'http://127.0.0.1:8000'"):
         VLLMEngine(url, "tiny", end_id=END)

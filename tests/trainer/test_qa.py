@@ -7,8 +7,9 @@ import re
 import pytest
 
 from eventlog import Turn
+from trainer.errors import DataError
 from trainer.recipes.multiturn_qa import RECIPE, QASettings, problems_for
-from trainer.tasks.qa import QATask
+from trainer.tasks.qa import QATask, read_conversations
 
 TASK = QATask()
 SMALL = {"eval_size": 20, "warmup_problems": 300}
@@ -50,6 +51,26 @@ def test_guesses_are_demonstrated_and_never_rewarded_or_held_out():
     assert 0.05 < sum(right) / len(right) < 0.2
     assert all(set(c.answers) <= set(re.findall(r"\w+", c.text)) for c in guessing.warmup)
     assert (guessing.held_out, guessing.train) == (plain.held_out, plain.train)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"text": "t", "questions": [{"question": 3, "answer": "a"}]}',
+        '{"text": "t", "questions": [{"question": "q", "answer": 3}]}',
+        '{"text": "t", "questions": [{"question": null, "answer": "a"}]}',
+        '{"story": "t", "questions": [3], "answers": ["a"]}',
+        '{"story": "t", "questions": [{"input_text": ["q"]}], "answers": ["a"]}',
+        '{"text": ' + "[" * 100_000,
+    ],
+    ids=lambda row: row[:70],
+)
+def test_a_line_whose_questions_or_answers_are_no_text_is_refused_by_its_number(tmp_path, row):
+    good = '{"text": "t", "questions": [{"question": "q", "answer": "a"}]}'
+    (tmp_path / "train.jsonl").write_text(f"{good}\n{row}\n")
+
+    with pytest.raises(DataError, match=r"line 2 of .* is no conversation"):
+        read_conversations(tmp_path / "train.jsonl")
 
 
 def test_a_pretrained_model_is_shown_no_guesses():

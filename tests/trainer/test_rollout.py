@@ -100,6 +100,41 @@ def test_an_episode_without_room_for_another_turn_ends(chat):
     assert len(trajectory.token_ids) <= limits.max_tokens
 
 
+def test_a_first_prompt_that_leaves_no_room_fails_and_says_what_would_help(chat):
+    limits = Limits(max_turns=3, max_new_tokens=40, max_tokens=16)
+
+    trajectory, engine = play_script(chat, TWO_STEPS, call("8/2"), limits=limits)
+
+    assert engine.prompts == []
+    assert (trajectory.reward, trajectory.stop_reason) == (None, "exception")
+    assert "max_length is 16" in trajectory.exception
+    assert "max_new_tokens" in trajectory.exception
+    assert len(trajectory.token_ids) <= limits.max_tokens
+
+
+@pytest.mark.parametrize("room", range(30, 90, 4))
+def test_no_trajectory_is_longer_than_it_may_be(chat, room):
+    limits = Limits(max_turns=3, max_new_tokens=20, max_tokens=room)
+
+    trajectory, _ = play_script(chat, TWO_STEPS, call("8/2"), call("4+5"), answer("#### 9"), limits=limits)
+
+    assert len(trajectory.token_ids) <= room
+
+
+def test_an_answer_that_cannot_be_encoded_is_that_episodes_fault_and_the_others_go_on(chat):
+    class Numbers(CalculatorTask):
+        def respond(self, problem, turns):
+            return [Turn(role="user", content=3)] if problem is TWO_STEPS else super().respond(problem, turns)
+
+    scripts = [[call("8/2")], [answer("#### 4")]]
+    engine = ScriptedEngine(chat, scripts)
+
+    failed, played = play([TWO_STEPS, PROBLEMS[0]], Numbers(), chat, engine, LIMITS, temperature=1.0)
+
+    assert failed.stop_reason == "exception"
+    assert played.reward == 1.0
+
+
 def test_a_malformed_call_is_answered_and_the_policy_may_try_again(chat):
     trajectory, _ = play_script(
         chat, PROBLEMS[0], answer("<tool_call>{</tool_call>"), call("2+2"), answer("#### 4")

@@ -15,6 +15,8 @@ Invariants
   end a server on the CPU: vLLM 0.32 dies of one as soon as it reads a prompt in two parts.)
 * A request takes `timeout_s` at most. A server that does not answer costs errors, never an exception; each call begins
   anew, with the adapter loaded again if the server has lost it.
+* Nothing that the server answers is taken on trust: a completion has ids that the model has, no more of them than were
+  asked for, and log-probs that can be. Any other answer is an error. No error repeats the API key.
 
 A model whose weights are all trained cannot be sampled this way: vLLM swaps LoRA adapters only.
 """
@@ -42,6 +44,10 @@ from trainer.policy import Completion, TokenIds
 
 # Between the tries of a request whose connection fails; so many, and one more.
 RETRY_DELAYS_S = (0.1, 0.5, 2.0)
+# More tokens than any model has; a sync says how many this one has.
+MAX_VOCABULARY = 2**31
+# A log-prob is no more than 0, but for rounding; vLLM writes -9999 where there is none.
+LOGPROBS_LOWEST, LOGPROBS_HIGHEST = -1e4, 1e-3
 # Answers of a server, or of a proxy before it, that has too much to do or is being restarted.
 PASSING = frozenset({429, 502, 503, 504})
 # The same for all: what the model's own directory says is overruled only by saying it.
@@ -92,6 +98,7 @@ class VLLMEngine:
         self._replaced: list[
             str
         ] = []  # adapters of the past that the server, or the directory, may still have
+        self._n_vocabulary = MAX_VOCABULARY
         self._temperatures = {0.0, 1.0}  # whose log-probs are known to be right
         self._refuse_unless_it_can(max_length)
         self._refuse_unless_logprobs_are_of(temperature)
@@ -102,6 +109,7 @@ class VLLMEngine:
                 "the engine 'vllm' takes new weights as a LoRA adapter, and all weights of this model are trained. "
                 "Give --set lora_rank=16, or another rank; or --set engine=transformers."
             )
+        self._n_vocabulary = model.get_input_embeddings().num_embeddings
         is_first = not self._adapter
         self._replaced += [self._adapter] if self._adapter else []
         self._n_syncs += 1
@@ -131,7 +139,8 @@ class VLLMEngine:
         def ask(prompt: TokenIds) -> Completion:
             request = self._request(prompt, max_new, temperature)
             try:
-                return _completion_of(self._server.ask("POST", "/v1/completions", request, gave_up))
+                answer = self._server.ask("POST", "/v1/completions", request, gave_up)
+                return _completion_of(answer, max_new, self._n_vocabulary)
             except _Failed as error:
                 return Completion([], [], str(error))
 
@@ -183,7 +192,7 @@ class VLLMEngine:
         answer = self._server.ask("GET", "/v1/models")
         try:
             return {str(model["id"]): int(model.get("max_model_len") or 0) for model in answer["data"]}
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise _Failed(self._server.url, f"answered what is no list of models: {_short(answer)}") from None
 
     # --- refusals -----------------------------------------------------------------------------------------------------
@@ -225,10 +234,10 @@ class VLLMEngine:
             request = self._request([self._end_id], 1, probed) | {"logprobs": 1}
             try:
                 answer = self._server.ask("POST", "/v1/completions", request)
-                best.append(max(answer["choices"][0]["logprobs"]["top_logprobs"][0].values()))
+                best.append(float(max(answer["choices"][0]["logprobs"]["top_logprobs"][0].values())))
             except _Failed:
                 return  # asked again by the next call; this one will have the same error
-            except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
                 raise SettingsError(
                     f"the vLLM server at {self._server.url!r} answered without log-probs: {_short(answer)}. "
                     "vLLM does so from 0.10 on."
@@ -241,16 +250,16 @@ class VLLMEngine:
         self._temperatures.add(temperature)
 
 
-def _completion_of(answer: Any) -> Completion:
+def _completion_of(answer: Any, max_new: int, n_vocabulary: int) -> Completion:
     try:
         choice = answer["choices"][0]
         token_ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
         why = choice["finish_reason"]
         is_whole = (
             why in ("stop", "length")
-            and 0 < len(token_ids) == len(logprobs)
-            and all(isinstance(i, int) for i in token_ids)
-            and all(isinstance(p, float | int) and math.isfinite(p) for p in logprobs)
+            and 0 < len(token_ids) == len(logprobs) <= max_new
+            and all(type(i) is int and 0 <= i < n_vocabulary for i in token_ids)
+            and all(type(p) in (int, float) and LOGPROBS_LOWEST <= p <= LOGPROBS_HIGHEST for p in logprobs)
         )
     except (KeyError, IndexError, TypeError):
         is_whole = False
@@ -276,8 +285,13 @@ class _Server:
 
     def __init__(self, base_url: str, timeout_s: float) -> None:
         self.url = base_url.rstrip("/").removesuffix("/v1")
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            self._port = parts.port
+            is_usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+        except ValueError:
+            is_usable = False
+        if not is_usable:
             raise SettingsError(f"setting 'vllm_url' is {base_url!r}; it is like 'http://127.0.0.1:8000'.")
         self._parts = parts
         self._timeout_s = timeout_s
@@ -304,7 +318,7 @@ class _Server:
         deadline_s = time.monotonic() + self._timeout_s
         secure = self._parts.scheme == "https"
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = kind(self._parts.hostname or "", self._parts.port, timeout=self._timeout_s)
+        connection = kind(self._parts.hostname or "", self._port, timeout=self._timeout_s)
         try:
             connection.connect()
             socket = connection.sock
@@ -324,8 +338,8 @@ class _Server:
                 chunks.append(chunk)
         except TimeoutError:
             raise _Failed(self._name, f"did not answer within {self._timeout_s:g} s") from None
-        except (OSError, http.client.HTTPException) as error:
-            why = str(error) or type(error).__name__
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
+            why = _short(error) or type(error).__name__
             raise _Failed(self._name, f"cannot be reached ({why})", is_passing=True) from None
         finally:
             connection.close()
@@ -342,7 +356,7 @@ class _Server:
             )
         try:
             return json.loads(text) if text.startswith("{") else text
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _Failed(self._name, f"answered what is no JSON: {_short(text)}") from None
 
     @property
@@ -354,10 +368,13 @@ def _message_of(text: str) -> str:
     """Return what vLLM says in the JSON of an error, or else all of it."""
     try:
         return _short(json.loads(text)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return _short(text)
 
 
 def _short(value: Any) -> str:
+    """Return what a server sent as an error may show it: on one line, not the whole of it, and never the API key."""
     text = " ".join(str(value).split())
+    if key := os.environ.get("VLLM_API_KEY"):
+        text = text.replace(key, "[the key]")
     return text if len(text) <= 300 else text[:299] + "…"

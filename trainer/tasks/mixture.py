@@ -217,17 +217,24 @@ def _same_expression(answer: str, problem: Problem) -> bool | None:
 
 
 _PLAIN_NUMBER = re.compile(r"-?(?:\d+(?:\.\d*)?|\.\d+)", re.ASCII)
+# One number and no more, but for words and signs around it: in (1,200), or 1,200,3, the comma stands between two.
+_ONE_GROUPED_NUMBER = re.compile(
+    r"[-\s$=a-z]*\d{1,3}(?:,\d{3})+(?:\.\d*)?[\s$.%a-z]*", re.ASCII | re.IGNORECASE
+)
 
 
 def _plain_math(text: str) -> str:
     r"""Write an expression without what changes its looks only.
 
-    >>> _plain_math(r"$\dfrac{1}{2}$"), _plain_math("1,000"), _plain_math("x + 1.")
-    ('1/2', '1000', 'x+1')
+    >>> _plain_math(r"$\dfrac{1}{2}$"), _plain_math("1,000"), _plain_math("(1, 200)"), _plain_math("x + 1.")
+    ('1/2', '1000', '(1,200)', 'x+1')
     """
     text = re.sub(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}", r"\1/\2", text)
-    text = re.sub(r"\\(?:left|right|,|;|!|\s)|\\text\{([^{}]*)\}", lambda m: m[1] or "", text)
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+    text = re.sub(r"\\(?:left|right|!)|\\text\{([^{}]*)\}", lambda m: m[1] or "", text)
+    # Spaces of all kinds go last: the comma of "1,\\ 200" stands between two numbers.
+    text = re.sub(r"\\[,;\s]", " ", text)
+    if _ONE_GROUPED_NUMBER.fullmatch(text):
+        text = text.replace(",", "")
     return re.sub(r"[\s$]", "", text).rstrip(".")
 
 

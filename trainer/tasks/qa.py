@@ -104,11 +104,11 @@ def _conversation(line: str, path: Path, number: int) -> Conversation:
         if (
             not questions
             or len(questions) != len(answers)
-            or not all(isinstance(t, str) for t in (text, *answers))
+            or not all(isinstance(t, str) for t in (text, *questions, *answers))
         ):
             raise ValueError
         return Conversation(text, tuple(questions), tuple(answers))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise DataError(
             f"line {number} of {str(path)!r} is no conversation: expected a JSON object with 'text' and 'questions', each "
             f"with 'question' and 'answer', found {line.strip()[:60]!r}. Mend the line, or give another file with --data."
