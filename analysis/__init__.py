@@ -18,10 +18,13 @@ that breaks a line's JSON, and leaves that record out; a flipped digit it sees o
 from __future__ import annotations
 
 import os
+import uuid
 import warnings
+import weakref
 from collections.abc import Iterable
 from importlib.resources import files as files_of
 from pathlib import Path
+from typing import ClassVar
 
 import duckdb
 import orjson
@@ -88,9 +91,10 @@ _LINE = (
     "as_text: 'VARCHAR[][]'"
 )
 # Every column that says where a record is from is computed from the file's name alone. DuckDB evaluates a filter on such
-# a column once per name and opens no other file: the curve of one run out of 10,000 reads that run.
+# a column once per name and opens no other file. That still looks at every name: who knows the run asks with it, and
+# the files are those of that run from the start, so the curve of one out of 10,000 costs what that run's files do.
 _SOURCE = r"""
-CREATE OR REPLACE VIEW internal.{view} AS
+CREATE OR REPLACE MACRO internal.{view}_of(run) AS TABLE
 SELECT run_dir, writer, number, number * 1000000000000 + seq AS place, internal.moment(time) AS time,
     {columns}
 FROM (
@@ -100,10 +104,13 @@ FROM (
             parse_path(filename, 'forward_slash')[-4] || '/' || parse_path(filename, 'forward_slash')[-3] AS run_dir
         FROM {lines}
     )
-    JOIN (SELECT file, first, last FROM internal.spans) ON file = filename
+    JOIN (SELECT file, first, last FROM internal.spans_of(run)) ON file = filename
     WHERE seq BETWEEN first AND last {undamaged}
 )
+WHERE run IS NULL OR internal.run_id_of(run_dir) = run
 """
+# Between the names in one text: DuckDB takes a list over from Python name by name.
+_BETWEEN = chr(31)
 _LIVE_COLUMNS = "seq, kind, step, commit, as_text, data"
 
 
@@ -116,31 +123,77 @@ def connect(root: Path | str | None = None, *, verify: bool = False) -> duckdb.D
     con = duckdb.connect()
     con.execute(f"SET threads = {min(_THREADS_MAX, os.cpu_count() or 1)}")
     con.create_function("committed_seqs", committed_seqs, ["VARCHAR[]"], "BIGINT[]", side_effects=True)
+    files = _Files()
+    # Without side effects: DuckDB asks when it plans a query, where the files of one must be known.
+    con.create_function(
+        "files_of", files.of, ["BIGINT", "VARCHAR", "VARCHAR"], "VARCHAR", null_handling="special"
+    )
     _run_script(con, "tables.sql")
     con.execute(f"CREATE MACRO internal.trajectory_of(json) AS TRY_CAST(json::JSON AS {_TRAJECTORY})")
-    con.execute("INSERT INTO internal.root VALUES (?, ?)", [str(root), verify])
+    con.execute("INSERT INTO internal.root VALUES (?, ?, ?)", [str(root), verify, files.key])
     # Defined over nothing first: DuckDB looks for every file each time that a view over it is defined.
-    _define_sources(con, Catalog(), is_damaged=False)
+    _define_sources(con, files.next(Catalog()), Catalog(), is_damaged=False)
+    for view in (*(name for name, *_ in _SOURCES), *(f"sealed_{stream}" for stream in _SEALED)):
+        con.execute(f"CREATE VIEW internal.{view} AS FROM internal.{view}_of(NULL)")
     _run_script(con, "views.sql")
-    _load(con, look(root, verify), verify)
+    _load(con, files, look(root, verify), verify)
     return con
 
 
 def refresh(con: duckdb.DuckDBPyConnection) -> None:
     """Look below the root again; `con` may be a cursor of the connection."""
-    found = con.execute("SELECT path, verify FROM internal.root").fetchone()
+    found = con.execute("SELECT path, verify, files FROM internal.root").fetchone()
     assert found is not None
-    root, verify = found
+    root, verify, key = found
     con.begin()
     try:
-        _load(con, look(Path(root), verify), verify)
+        _load(con, _Files.known[key], look(Path(root), verify), verify)
     except BaseException:
         con.rollback()
         raise
     con.commit()
 
 
-def _load(con: duckdb.DuckDBPyConnection, catalog: Catalog, verify: bool) -> None:
+class _Files:
+    """Which files a connection's queries read: of all runs, or of those that one id names.
+
+    Each `refresh` has a generation, which is in the definitions that it makes: a query that began to plan before it is
+    answered as before it.
+    """
+
+    known: ClassVar[weakref.WeakValueDictionary[str, _Files]] = weakref.WeakValueDictionary()
+    """By key; each is kept by its connection, which calls it."""
+
+    def __init__(self) -> None:
+        self.key = uuid.uuid4().hex
+        self._generations: dict[int, dict[tuple[str, str | None], str]] = {}
+        self._newest = 0
+        self.known[self.key] = self
+
+    def next(self, catalog: Catalog) -> int:
+        """Take what there is now; return its generation. The one before it is kept."""
+        run_ids = {run.run_dir: run.run_id for run in catalog.runs}
+        names: dict[tuple[str, str | None], list[str]] = {}
+        for segment in catalog.segments:
+            source = source_of(segment.stream, segment.file)
+            for run_id in (None, run_ids.get(segment.run_dir)):
+                names.setdefault((source, run_id), []).append(segment.file)
+        self._newest += 1
+        self._generations[self._newest] = {of: _BETWEEN.join(files) for of, files in names.items()}
+        self._generations.pop(self._newest - 2, None)
+        return self._newest
+
+    def of(self, generation: int, source: str, run_id: str | None) -> str:
+        files = self._generations[generation]
+        # A run without such a file reads another's, of which nothing counts: DuckDB refuses to read none.
+        return files.get((source, run_id)) or files[source, None].partition(_BETWEEN)[0]
+
+
+def source_of(stream: str, file: str) -> str:
+    return f"{'sealed' if file.endswith('.parquet') else 'live'}_{stream}"
+
+
+def _load(con: duckdb.DuckDBPyConnection, files: _Files, catalog: Catalog, verify: bool) -> None:
     for notice in catalog.notices:
         warnings.warn(notice, stacklevel=3)
     damaged: list[dict[str, str]] = []
@@ -155,10 +208,12 @@ def _load(con: duckdb.DuckDBPyConnection, catalog: Catalog, verify: bool) -> Non
         ("damaged", damaged),
     ):
         _fill(con, table, rows)
-    _define_sources(con, catalog, is_damaged=bool(damaged))
+    _define_sources(con, files.next(catalog), catalog, is_damaged=bool(damaged))
 
 
-def _define_sources(con: duckdb.DuckDBPyConnection, catalog: Catalog, is_damaged: bool) -> None:
+def _define_sources(
+    con: duckdb.DuckDBPyConnection, generation: int, catalog: Catalog, is_damaged: bool
+) -> None:
     """Define what depends on which files there are; the views stand on it."""
     for part, name in enumerate(("project", "run_id")):
         con.execute(
@@ -166,18 +221,22 @@ def _define_sources(con: duckdb.DuckDBPyConnection, catalog: Catalog, is_damaged
         )
     damaged = "AND (filename, crc) NOT IN (SELECT (file, crc) FROM internal.damaged)" if is_damaged else ""
     for view, stream, data_type in _SOURCES:
-        lines = _lines(catalog.files(stream, sealed=False), data_type)
+        files = _files_of(generation, f"live_{stream}") if catalog.files(stream, sealed=False) else None
         con.execute(
             _SOURCE.format(
-                view=view, lines=lines, columns=_LIVE_COLUMNS, undamaged=f"AND crc IS NOT NULL {damaged}"
+                view=view,
+                lines=_lines(files, data_type),
+                columns=_LIVE_COLUMNS,
+                undamaged=f"AND crc IS NOT NULL {damaged}",
             )
         )
     for stream, types in _SEALED.items():
         columns = [_AS_LIVE.get(name, name) for name in types if name != "time"]
+        files = _files_of(generation, f"sealed_{stream}") if catalog.files(stream, sealed=True) else None
         con.execute(
             _SOURCE.format(
                 view=f"sealed_{stream}",
-                lines=_columns(catalog.files(stream, sealed=True), types),
+                lines=_columns(files, types),
                 columns=", ".join(columns),
                 undamaged="",
             )
@@ -197,7 +256,12 @@ def _fill(con: duckdb.DuckDBPyConnection, table: str, rows: Iterable[object]) ->
     )
 
 
-def _lines(files: list[str], data_type: str) -> str:
+def _files_of(generation: int, source: str) -> str:
+    """Return the SQL for the names of the files of a source, of the macro's `run` alone if it names one."""
+    return f"string_split(files_of({generation}, '{source}', run), {_text(_BETWEEN)})"
+
+
+def _lines(files: str | None, data_type: str) -> str:
     """Return the SQL for the lines of these files: one row each, NULL where a line is not a record."""
     # Never detected, and no row is worth an error: one strange value must not cost the others their query.
     columns = f"{{{_LINE}, data: {_text(data_type)}}}"
@@ -206,26 +270,22 @@ def _lines(files: list[str], data_type: str) -> str:
             dict(pair.split(": ") for pair in _LINE.replace("'", "").split(", ")) | {"data": data_type}
         )
     return (
-        f"read_json({_list(files)}, columns = {columns}, format = 'newline_delimited', compression = 'none', "
+        f"read_json({files}, columns = {columns}, format = 'newline_delimited', compression = 'none', "
         f"ignore_errors = true, hive_partitioning = false, filename = true, maximum_object_size = {LINE_MAX_BYTES})"
     )
 
 
-def _columns(files: list[str], types: dict[str, str]) -> str:
+def _columns(files: str | None, types: dict[str, str]) -> str:
     """Return the SQL for the rows of these sealed segments."""
     if not files:
         return _nothing(types)
-    return f"read_parquet({_list(files)}, hive_partitioning = false, filename = true)"
+    return f"read_parquet({files}, hive_partitioning = false, filename = true)"
 
 
 def _nothing(types: dict[str, str]) -> str:
     # DuckDB refuses to read no file at all.
     typed = ", ".join(f"NULL::{kind} AS {name}" for name, kind in {"filename": "VARCHAR", **types}.items())
     return f"(SELECT {typed} WHERE false)"
-
-
-def _list(files: list[str]) -> str:
-    return f"[{', '.join(_text(file) for file in files)}]"
 
 
 def _raw_name(attribute: str, part: int, runs: list[RunRow]) -> str:

@@ -1,7 +1,7 @@
 -- What `refresh` found below the root, as catalog.py says it. The views read these; nobody else needs to.
 CREATE SCHEMA internal;
 
-CREATE TABLE internal.root (path VARCHAR, verify BOOLEAN);
+CREATE TABLE internal.root (path VARCHAR, verify BOOLEAN, files VARCHAR);
 
 CREATE TABLE internal.runs (run_dir VARCHAR, path VARCHAR, project VARCHAR, run_id VARCHAR, entity VARCHAR);
 
@@ -23,20 +23,18 @@ CREATE TABLE internal.cursors (
 -- Lines that fail their checksum, known only where `verify` was asked for.
 CREATE TABLE internal.damaged (file VARCHAR, crc VARCHAR);
 
-CREATE VIEW internal.spans AS
-SELECT file, run_dir, writer, stream, first, last FROM internal.segments WHERE last IS NOT NULL
+-- The same with what each holds now; of all runs, or of those of one id.
+CREATE MACRO internal.spans_of(run) AS TABLE
+SELECT file, run_dir, writer, stream, first, last FROM internal.segments
+WHERE last IS NOT NULL AND (run IS NULL OR internal.run_id_of(run_dir) = run)
 UNION ALL
 SELECT unnest(files), unnest(run_dirs), unnest(writers), unnest(streams), unnest(firsts), unnest(committed_seqs(files))
 FROM (
     SELECT list(file ORDER BY file) AS files, list(run_dir ORDER BY file) AS run_dirs,
         list(writer ORDER BY file) AS writers, list(stream ORDER BY file) AS streams, list(first ORDER BY file) AS firsts
-    FROM internal.segments WHERE last IS NULL
+    FROM internal.segments WHERE last IS NULL AND (run IS NULL OR internal.run_id_of(run_dir) = run)
 )
 WHERE files IS NOT NULL;
-
--- How many records each writer has committed to each stream.
-CREATE VIEW internal.ends AS
-SELECT run_dir, writer, stream, max(last) + 1 AS records FROM internal.spans GROUP BY ALL;
 
 -- The rank of a writer, as far as its name says it.
 CREATE MACRO internal.rank_of(writer) AS

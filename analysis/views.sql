@@ -9,6 +9,10 @@
 -- A filter on project, run_id, writer or rank decides which files are opened at all.
 
 
+-- How many records each writer has committed to each stream.
+CREATE VIEW internal.ends AS
+SELECT run_dir, writer, stream, max(last) + 1 AS records FROM internal.spans_of(NULL) GROUP BY ALL;
+
 -- Records as their writers wrote them, and those that are sealed: there, metrics are rows of their own, one for each value,
 -- and `data` is NULL.
 CREATE VIEW internal.events AS
@@ -73,11 +77,11 @@ FROM internal.sealed_console;
 --     int     the same without rounding, where an integer was logged that fits
 --     text    a string; `true` or `false`; a list as JSON; an integer beyond BIGINT in full
 -- The values of sealed metrics; of a nested dict, those in it. Their time is where their record begins.
-CREATE VIEW internal.sealed_leaf AS
+CREATE MACRO internal.sealed_leaf_of(run) AS TABLE
 SELECT run_dir, writer, number, place, seq, step, key AS path, internal.json_of(value, int, text, NULL)::JSON AS json,
     CASE WHEN isfinite(value) IS FALSE THEN 'float' ELSE as_text[1][1] END AS mark,
     coalesce(value, int::DOUBLE) AS value, int, text
-FROM internal.sealed_events WHERE kind = 'metrics' AND key IS NOT NULL AND json IS NULL
+FROM internal.sealed_events_of(run) WHERE kind = 'metrics' AND key IS NOT NULL AND json IS NULL
 UNION ALL
 SELECT run_dir, writer, number, place, seq, step, path, json, mark,
     internal.number_of(json, mark), internal.int_of(json), internal.text_of(json, mark)
@@ -86,23 +90,26 @@ FROM (
     FROM (
         SELECT run_dir, writer, number, place, seq, step, as_text,
             unnest(internal.leaves(('{' || to_json(key)::VARCHAR || ':' || json || '}')::JSON)) AS item
-        FROM internal.sealed_events WHERE kind = 'metrics' AND key IS NOT NULL AND json IS NOT NULL
+        FROM internal.sealed_events_of(run) WHERE kind = 'metrics' AND key IS NOT NULL AND json IS NOT NULL
     )
 );
 
-CREATE VIEW internal.leaf AS
+CREATE MACRO internal.leaf_of(run) AS TABLE
 SELECT run_dir, writer, number, place, seq, step, time, path, json, mark,
     internal.number_of(json, mark) AS value, internal.int_of(json) AS int, internal.text_of(json, mark) AS text
 FROM (
     SELECT * EXCLUDE (item), item.key AS path, item.value AS json, internal.mark(as_text, item.key) AS mark
     FROM (
-        SELECT * EXCLUDE (data), unnest(internal.leaves(data)) AS item FROM internal.live_events WHERE kind = 'metrics'
+        SELECT * EXCLUDE (data), unnest(internal.leaves(data)) AS item FROM internal.live_events_of(run) WHERE kind = 'metrics'
     )
 )
 UNION ALL
 SELECT c.run_dir, c.writer, c.number, c.place, c.seq, c.step, head.time, path, json, mark, value, int, text
-FROM internal.sealed_leaf c
-LEFT JOIN (SELECT run_dir, writer, place, time FROM internal.sealed_events WHERE nth = 0) head USING (run_dir, writer, place);
+FROM internal.sealed_leaf_of(run) c
+LEFT JOIN (SELECT run_dir, writer, place, time FROM internal.sealed_events_of(run) WHERE nth = 0) head
+    USING (run_dir, writer, place);
+
+CREATE VIEW internal.leaf AS FROM internal.leaf_of(NULL);
 
 CREATE VIEW metrics AS
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
@@ -112,8 +119,8 @@ FROM internal.leaf;
 -- curve('run id', 'train/loss'): one metric of a run's history, in order. Opens that run's files only.
 CREATE MACRO curve(run, metric) AS TABLE
 SELECT internal.project_of(run_dir) AS project, step, time, value, int, text
-FROM internal.leaf
-WHERE internal.run_id_of(run_dir) = run AND replace(path, chr(31), '.') = metric AND number IS NOT NULL
+FROM internal.leaf_of(run)
+WHERE replace(path, chr(31), '.') = metric AND number IS NOT NULL
 ORDER BY run_dir, place;
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from eventlog.cursor import Cursor, Sink
 from eventlog.piece import RunIdentity, claim_secondary, this_host
 from eventlog.reader import read
 from eventlog.record import encode, frame
+from eventlog.seal import seal
 from tests.logs import TIME_US, HandmadePiece, handmade_run, resumed
 
 VIEWS = [
@@ -696,3 +698,53 @@ def test_what_eventlog_itself_writes_can_be_asked_while_it_writes(tmp_path: Path
     assert repr(summary) == repr([("best", 0.25), ("loss", 0.25), ("nested.x", math.nan)])
     assert called == [("calculator", "4", 1)]
     assert ask(con, "SELECT state, config ->> 'lr', trajectories FROM runs") == [("finished", "0.1", 1)]
+
+
+def test_a_curve_opens_the_files_of_its_run_alone(tmp_path: Path) -> None:
+    runs = [handmade_run(tmp_path, run_id) for run_id in ("one", "other", "sealed")]
+    for run in runs:
+        run.log(step=0, loss=0.5)
+        run.log("exit", exitcode=0)
+        run.die()
+    seal(runs[2].piece.dir.parent)
+    runs[2].segment.unlink()
+    con = analysis.connect(tmp_path)
+    runs[1].segment.unlink()
+
+    assert ask(con, "SELECT value FROM curve('one', 'loss')") == [0.5]
+    assert ask(con, "SELECT value FROM curve('sealed', 'loss')") == [0.5]
+    assert ask(con, "SELECT value FROM curve('nobody', 'loss')") == []
+    # What it would be to look at the others: DuckDB says so.
+    with pytest.raises(duckdb.IOException, match="other"):
+        ask(con, "SELECT value FROM curve('other', 'loss')")
+
+
+def test_the_same_id_in_two_projects_is_two_curves(tmp_path: Path) -> None:
+    for project, loss in (("a", 1.0), ("b", 2.0)):
+        handmade_run(tmp_path, "same", project).log(step=0, loss=loss)
+    con = analysis.connect(tmp_path)
+
+    assert ask(con, "SELECT project, value FROM curve('same', 'loss')") == [("a", 1.0), ("b", 2.0)]
+
+
+def test_a_cursor_made_before_a_refresh_answers_as_after_it(tmp_path: Path) -> None:
+    handmade_run(tmp_path, "one").log(step=0, loss=0.5)
+    con = analysis.connect(tmp_path)
+    cursor = con.cursor()
+
+    for number in range(3):
+        handmade_run(tmp_path, f"more{number}").log(step=0, loss=0.25)
+        analysis.refresh(con)
+
+        assert ask(cursor, f"SELECT value FROM curve('more{number}', 'loss')") == [0.25]
+        assert ask(cursor, "SELECT count(*) FROM metrics") == [2 + number]
+
+
+def test_a_connection_that_is_gone_leaves_nothing_behind(tmp_path: Path) -> None:
+    con = analysis.connect(tmp_path)
+    known = len(analysis._Files.known)
+    con.close()
+    del con
+    gc.collect()
+
+    assert len(analysis._Files.known) == known - 1
