@@ -11,7 +11,7 @@ Invariants
   and segments after `refresh(con)` or in a new connection.  So does what no record says: that a run has crashed, and how
   far its upload has come.
 
-The views are in `views.sql`, with what their columns mean.  Checksums are `eventlog verify`'s to judge: a query sees damage
+The views are in `views.sql`, with what their columns mean, and the macros in `macros.sql`.  Checksums are `eventlog verify`'s to judge: a query sees damage
 that breaks a line's JSON, and leaves that record out; a flipped digit it sees only with `verify=True`.
 """
 
@@ -26,9 +26,9 @@ from pathlib import Path
 import duckdb
 import orjson
 
-from analysis.catalog import Catalog, RunRow, committed_seqs, damaged_lines, look
-from eventlog.record import LINE_MAX_BYTES
-from eventlog.segment import STREAMS
+from analysis.catalog import Catalog, RunRow, SegmentRow, committed_seqs, damaged_lines, look
+from eventlog.record import LINE_MAX_BYTES, BadLine, unframe
+from eventlog.segment import STREAMS, Sealed
 
 __all__ = ["connect", "refresh"]
 
@@ -45,6 +45,7 @@ _TRAJECTORY = """STRUCT(id VARCHAR, "group" VARCHAR, reward DOUBLE, advantage DO
 _SOURCES = (
     ("live_events", "events", "JSON"),
     ("live_console", "console", "JSON"),
+    ("live_files", "files", "JSON"),
     ("live_trajectories", "trajectories", _TRAJECTORY),
     ("live_trajectories_as_json", "trajectories", "JSON"),
 )
@@ -81,12 +82,15 @@ _SEALED_TRAJECTORY = {
 _SEALED = {
     "events": {**_RECORD, **_CELL, **_REST},
     "console": {**_RECORD, **_CELL, **_REST},
+    "files": {**_RECORD, **_CELL, **_REST},
     "trajectories": {**_RECORD, **_SEALED_TRAJECTORY, **_REST},
 }
-_LINE = (
-    "crc: 'VARCHAR', seq: 'BIGINT', time: 'BIGINT', kind: 'VARCHAR', step: 'BIGINT', commit: 'BOOLEAN', "
-    "as_text: 'VARCHAR[][]'"
-)
+_LINE = {"crc": "VARCHAR", **_RECORD, "as_text": "VARCHAR[][]"}
+# Of a sealed segment's brief: what its metrics came to.
+_BRIEF = {
+    "metrics": """MAP(VARCHAR, STRUCT(n BIGINT, sum DOUBLE, min DOUBLE, min_step BIGINT, max DOUBLE, max_step BIGINT,
+        last DOUBLE, last_step BIGINT, last_seq BIGINT))"""
+}
 # Every column that says where a record is from is computed from the file's name alone. DuckDB evaluates a filter on such
 # a column once per name and opens no other file: the curve of one run out of 10,000 reads that run.
 _SOURCE = r"""
@@ -103,6 +107,13 @@ FROM (
     JOIN (SELECT file, first, last FROM internal.spans) ON file = filename
     WHERE seq BETWEEN first AND last {undamaged}
 )
+"""
+_BRIEFS = """
+CREATE OR REPLACE VIEW internal.briefs AS
+SELECT parse_path(filename, 'forward_slash')[-4] || '/' || parse_path(filename, 'forward_slash')[-3] AS run_dir,
+    parse_path(filename, 'forward_slash')[-2] AS writer, metrics
+FROM {briefs}
+WHERE metrics IS NOT NULL
 """
 _LIVE_COLUMNS = "seq, kind, step, commit, as_text, data"
 
@@ -122,6 +133,7 @@ def connect(root: Path | str | None = None, *, verify: bool = False) -> duckdb.D
     # Defined over nothing first: DuckDB looks for every file each time that a view over it is defined.
     _define_sources(con, Catalog(), is_damaged=False)
     _run_script(con, "views.sql")
+    _run_script(con, "macros.sql")
     _load(con, look(root, verify), verify)
     return con
 
@@ -173,15 +185,37 @@ def _define_sources(con: duckdb.DuckDBPyConnection, catalog: Catalog, is_damaged
             )
         )
     for stream, types in _SEALED.items():
-        columns = [_AS_LIVE.get(name, name) for name in types if name != "time"]
-        con.execute(
-            _SOURCE.format(
-                view=f"sealed_{stream}",
-                lines=_columns(catalog.files(stream, sealed=True), types),
-                columns=", ".join(columns),
-                undamaged="",
-            )
-        )
+        _define_sealed(con, f"sealed_{stream}", catalog.files(stream, sealed=True), types)
+    briefs = {segment.file: brief for segment in catalog.segments if (brief := _brief_of(segment))}
+    con.execute(_BRIEFS.format(briefs=_json(list(briefs.values()), _BRIEF)))
+    without = [file for file in catalog.files("events", sealed=True) if file not in briefs]
+    _define_sealed(con, "events_without_brief", without, _SEALED["events"])
+
+
+def _define_sealed(
+    con: duckdb.DuckDBPyConnection, view: str, files: list[str], types: dict[str, str]
+) -> None:
+    columns = ", ".join(_AS_LIVE.get(name, name) for name in types if name != "time")
+    con.execute(_SOURCE.format(view=view, lines=_columns(files, types), columns=columns, undamaged=""))
+
+
+def _brief_of(segment: SegmentRow) -> str | None:
+    """Return the file that says what the metrics of a segment came to, if it is whole and all its records count."""
+    path = Path(segment.file)
+    sealed = Sealed.parse(path.name)
+    if (
+        sealed is None
+        or sealed.stream != "events"
+        or segment.first > sealed.first_seq
+        or segment.last != sealed.next_seq - 1
+    ):
+        return None
+    brief = path.with_name(sealed.brief_name)
+    try:
+        unframe(brief.read_bytes().rstrip(b"\n"))
+    except (OSError, BadLine):
+        return None
+    return str(brief)
 
 
 def _fill(con: duckdb.DuckDBPyConnection, table: str, rows: Iterable[object]) -> None:
@@ -199,14 +233,17 @@ def _fill(con: duckdb.DuckDBPyConnection, table: str, rows: Iterable[object]) ->
 
 def _lines(files: list[str], data_type: str) -> str:
     """Return the SQL for the lines of these files: one row each, NULL where a line is not a record."""
-    # Never detected, and no row is worth an error: one strange value must not cost the others their query.
-    columns = f"{{{_LINE}, data: {_text(data_type)}}}"
+    return _json(files, _LINE | {"data": data_type})
+
+
+def _json(files: list[str], types: dict[str, str]) -> str:
+    """Return the SQL for these keys of the lines of these files."""
     if not files:
-        return _nothing(
-            dict(pair.split(": ") for pair in _LINE.replace("'", "").split(", ")) | {"data": data_type}
-        )
+        return _nothing(types)
+    # Never detected, and no row is worth an error: one strange value must not cost the others their query.
+    columns = ", ".join(f"{name}: {_text(kind)}" for name, kind in types.items())
     return (
-        f"read_json({_list(files)}, columns = {columns}, format = 'newline_delimited', compression = 'none', "
+        f"read_json({_list(files)}, columns = {{{columns}}}, format = 'newline_delimited', compression = 'none', "
         f"ignore_errors = true, hive_partitioning = false, filename = true, maximum_object_size = {LINE_MAX_BYTES})"
     )
 
