@@ -11,7 +11,7 @@ Invariants
   and segments after `refresh(con)` or in a new connection.  So does what no record says: that a run has crashed, and how
   far its upload has come.
 
-The views are in `views.sql`, with what their columns mean.  Checksums are `eventlog verify`'s to judge: a query sees damage
+The views are in `views.sql`, with what their columns mean, and the macros in `macros.sql`.  Checksums are `eventlog verify`'s to judge: a query sees damage
 that breaks a line's JSON, and leaves that record out; a flipped digit it sees only with `verify=True`.
 """
 
@@ -29,9 +29,9 @@ from typing import ClassVar
 import duckdb
 import orjson
 
-from analysis.catalog import Catalog, RunRow, committed_seqs, damaged_lines, look
-from eventlog.record import LINE_MAX_BYTES
-from eventlog.segment import STREAMS
+from analysis.catalog import Catalog, RunRow, SegmentRow, committed_seqs, damaged_lines, look
+from eventlog.record import LINE_MAX_BYTES, BadLine, unframe
+from eventlog.segment import STREAMS, Sealed
 
 __all__ = ["connect", "refresh"]
 
@@ -48,12 +48,13 @@ _TRAJECTORY = """STRUCT(id VARCHAR, "group" VARCHAR, reward DOUBLE, advantage DO
 _SOURCES = (
     ("live_events", "events", "JSON"),
     ("live_console", "console", "JSON"),
+    ("live_files", "files", "JSON"),
     ("live_trajectories", "trajectories", _TRAJECTORY),
     ("live_trajectories_as_json", "trajectories", "JSON"),
 )
 # Where a sealed column says it in other words than a record does.
 _AS_LIVE = {"commit": "nullif(commit, false) AS commit", "as_text": "internal.marks(as_text) AS as_text"}
-# The columns of sealed segments, as eventlog/FORMAT.md has them.
+# The columns of sealed segments, as eventlog/FORMAT.md has them; and which of them have such.
 _RECORD = {"seq": "BIGINT", "time": "BIGINT", "kind": "VARCHAR", "step": "BIGINT", "commit": "BOOLEAN"}
 _CELL = {"nth": "INTEGER", "key": "VARCHAR", "value": "DOUBLE", "int": "BIGINT", "text": "VARCHAR"}
 _REST = {"json": "VARCHAR", "as_text": "VARCHAR"}
@@ -82,19 +83,23 @@ _SEALED_TRAJECTORY = {
     "ref_logprobs": "DOUBLE[]",
 }
 _SEALED = {
-    "events": {**_RECORD, **_CELL, **_REST},
-    "console": {**_RECORD, **_CELL, **_REST},
-    "trajectories": {**_RECORD, **_SEALED_TRAJECTORY, **_REST},
+    "sealed_events": {**_RECORD, **_CELL, **_REST},
+    "sealed_console": {**_RECORD, **_CELL, **_REST},
+    "sealed_files": {**_RECORD, **_CELL, **_REST},
+    "events_without_brief": {**_RECORD, **_CELL, **_REST},
+    "sealed_trajectories": {**_RECORD, **_SEALED_TRAJECTORY, **_REST},
 }
-_LINE = (
-    "crc: 'VARCHAR', seq: 'BIGINT', time: 'BIGINT', kind: 'VARCHAR', step: 'BIGINT', commit: 'BOOLEAN', "
-    "as_text: 'VARCHAR[][]'"
-)
+_LINE = {"crc": "VARCHAR", **_RECORD, "as_text": "VARCHAR[][]"}
+# Of a sealed segment's brief: what its metrics came to.
+_BRIEF = {
+    "metrics": """MAP(VARCHAR, STRUCT(n BIGINT, sum DOUBLE, min DOUBLE, min_step BIGINT, max DOUBLE, max_step BIGINT,
+        last DOUBLE, last_step BIGINT, last_seq BIGINT))"""
+}
 # Every column that says where a record is from is computed from the file's name alone. DuckDB evaluates a filter on such
 # a column once per name and opens no other file. That still looks at every name: who knows the run asks with it, and
 # the files are those of that run from the start, so the curve of one out of 10,000 costs what that run's files do.
 _SOURCE = r"""
-CREATE OR REPLACE MACRO internal.{view}_of(run) AS TABLE
+CREATE OR REPLACE MACRO internal.{view}_of(runs) AS TABLE
 SELECT run_dir, writer, number, number * 1000000000000 + seq AS place, internal.moment(time) AS time,
     {columns}
 FROM (
@@ -104,13 +109,20 @@ FROM (
             parse_path(filename, 'forward_slash')[-4] || '/' || parse_path(filename, 'forward_slash')[-3] AS run_dir
         FROM {lines}
     )
-    JOIN (SELECT file, first, last FROM internal.spans_of(run)) ON file = filename
+    JOIN (SELECT file, first, last FROM internal.spans_of(runs)) ON file = filename
     WHERE seq BETWEEN first AND last {undamaged}
 )
-WHERE run IS NULL OR internal.run_id_of(run_dir) = run
+WHERE runs IS NULL OR list_contains(runs, internal.run_id_of(run_dir))
 """
 # Between the names in one text: DuckDB takes a list over from Python name by name.
 _BETWEEN = chr(31)
+_BRIEFS = """
+CREATE OR REPLACE MACRO internal.briefs_of(runs) AS TABLE
+SELECT parse_path(filename, 'forward_slash')[-4] || '/' || parse_path(filename, 'forward_slash')[-3] AS run_dir,
+    parse_path(filename, 'forward_slash')[-2] AS writer, metrics
+FROM {briefs}
+WHERE metrics IS NOT NULL
+"""
 _LIVE_COLUMNS = "seq, kind, step, commit, as_text, data"
 
 
@@ -126,16 +138,17 @@ def connect(root: Path | str | None = None, *, verify: bool = False) -> duckdb.D
     files = _Files()
     # Without side effects: DuckDB asks when it plans a query, where the files of one must be known.
     con.create_function(
-        "files_of", files.of, ["BIGINT", "VARCHAR", "VARCHAR"], "VARCHAR", null_handling="special"
+        "files_of", files.of, ["BIGINT", "VARCHAR", "VARCHAR[]"], "VARCHAR", null_handling="special"
     )
     _run_script(con, "tables.sql")
     con.execute(f"CREATE MACRO internal.trajectory_of(json) AS TRY_CAST(json::JSON AS {_TRAJECTORY})")
     con.execute("INSERT INTO internal.root VALUES (?, ?, ?)", [str(root), verify, files.key])
     # Defined over nothing first: DuckDB looks for every file each time that a view over it is defined.
-    _define_sources(con, files.next(Catalog()), Catalog(), is_damaged=False)
-    for view in (*(name for name, *_ in _SOURCES), *(f"sealed_{stream}" for stream in _SEALED)):
+    _define_sources(con, files, Catalog(), is_damaged=False)
+    for view in (*(name for name, *_ in _SOURCES), *_SEALED, "briefs"):
         con.execute(f"CREATE VIEW internal.{view} AS FROM internal.{view}_of(NULL)")
     _run_script(con, "views.sql")
+    _run_script(con, "macros.sql")
     _load(con, files, look(root, verify), verify)
     return con
 
@@ -155,7 +168,7 @@ def refresh(con: duckdb.DuckDBPyConnection) -> None:
 
 
 class _Files:
-    """Which files a connection's queries read: of all runs, or of those that one id names.
+    """Which files a connection's queries read: of all runs, or of those that have one of these ids.
 
     Each `refresh` has a generation, which is in the definitions that it makes: a query that began to plan before it is
     answered as before it.
@@ -170,27 +183,57 @@ class _Files:
         self._newest = 0
         self.known[self.key] = self
 
-    def next(self, catalog: Catalog) -> int:
+    def next(self, sources: _Sources, run_ids: dict[str, str]) -> int:
         """Take what there is now; return its generation. The one before it is kept."""
-        run_ids = {run.run_dir: run.run_id for run in catalog.runs}
         names: dict[tuple[str, str | None], list[str]] = {}
-        for segment in catalog.segments:
-            source = source_of(segment.stream, segment.file)
-            for run_id in (None, run_ids.get(segment.run_dir)):
-                names.setdefault((source, run_id), []).append(segment.file)
+        for source, files in sources.items():
+            for run_dir, file in files:
+                names.setdefault((source, None), []).append(file)
+                names.setdefault((source, run_ids[run_dir]), []).append(file)
         self._newest += 1
         self._generations[self._newest] = {of: _BETWEEN.join(files) for of, files in names.items()}
         self._generations.pop(self._newest - 2, None)
         return self._newest
 
-    def of(self, generation: int, source: str, run_id: str | None) -> str:
+    def of(self, generation: int, source: str, run_ids: list[str] | None) -> str:
+        """Return the names for DuckDB, which asks while it plans."""
         files = self._generations[generation]
-        # A run without such a file reads another's, of which nothing counts: DuckDB refuses to read none.
-        return files.get((source, run_id)) or files[source, None].partition(_BETWEEN)[0]
+        if run_ids is None:
+            return files[source, None]
+        named = [files[source, run_id] for run_id in dict.fromkeys(run_ids) if (source, run_id) in files]
+        # Of a run without such a file another's is read, of which nothing counts: DuckDB refuses to read none.
+        return _BETWEEN.join(named) or files[source, None].partition(_BETWEEN)[0]
 
 
-def source_of(stream: str, file: str) -> str:
-    return f"{'sealed' if file.endswith('.parquet') else 'live'}_{stream}"
+_Sources = dict[str, list[tuple[str, str]]]
+
+
+def _sources_of(catalog: Catalog) -> _Sources:
+    """Return (run directory, file) of each source that there is."""
+    sources: _Sources = {}
+    for segment in catalog.segments:
+        is_sealed = segment.file.endswith(".parquet")
+        source = f"{'sealed' if is_sealed else 'live'}_{segment.stream}"
+        sources.setdefault(source, []).append((segment.run_dir, segment.file))
+        if is_sealed and segment.stream == "events":
+            brief = _brief_of(segment)
+            source = "briefs" if brief else "events_without_brief"
+            sources.setdefault(source, []).append((segment.run_dir, brief or segment.file))
+    return sources
+
+
+def _brief_of(segment: SegmentRow) -> str | None:
+    """Return the file that says what the metrics of a segment came to, if it is whole and all its records count."""
+    path = Path(segment.file)
+    sealed = Sealed.parse(path.name)
+    if sealed is None or segment.first > sealed.first_seq or segment.last != sealed.next_seq - 1:
+        return None
+    brief = path.with_name(sealed.brief_name)
+    try:
+        unframe(brief.read_bytes().rstrip(b"\n"))
+    except (OSError, BadLine):
+        return None
+    return str(brief)
 
 
 def _load(con: duckdb.DuckDBPyConnection, files: _Files, catalog: Catalog, verify: bool) -> None:
@@ -208,39 +251,40 @@ def _load(con: duckdb.DuckDBPyConnection, files: _Files, catalog: Catalog, verif
         ("damaged", damaged),
     ):
         _fill(con, table, rows)
-    _define_sources(con, files.next(catalog), catalog, is_damaged=bool(damaged))
+    _define_sources(con, files, catalog, is_damaged=bool(damaged))
 
 
 def _define_sources(
-    con: duckdb.DuckDBPyConnection, generation: int, catalog: Catalog, is_damaged: bool
+    con: duckdb.DuckDBPyConnection, files: _Files, catalog: Catalog, is_damaged: bool
 ) -> None:
     """Define what depends on which files there are; the views stand on it."""
     for part, name in enumerate(("project", "run_id")):
         con.execute(
             f"CREATE OR REPLACE MACRO internal.{name}_of(run_dir) AS {_raw_name(name, part, catalog.runs)}"
         )
+    sources = _sources_of(catalog)
+    generation = files.next(sources, {run.run_dir: run.run_id for run in catalog.runs})
+
+    def names(source: str) -> str | None:
+        asked = f"files_of({generation}, '{source}', runs)"
+        return f"string_split({asked}, {_text(_BETWEEN)})" if source in sources else None
+
     damaged = "AND (filename, crc) NOT IN (SELECT (file, crc) FROM internal.damaged)" if is_damaged else ""
     for view, stream, data_type in _SOURCES:
-        files = _files_of(generation, f"live_{stream}") if catalog.files(stream, sealed=False) else None
         con.execute(
             _SOURCE.format(
                 view=view,
-                lines=_lines(files, data_type),
+                lines=_json(names(f"live_{stream}"), _LINE | {"data": data_type}),
                 columns=_LIVE_COLUMNS,
                 undamaged=f"AND crc IS NOT NULL {damaged}",
             )
         )
-    for stream, types in _SEALED.items():
-        columns = [_AS_LIVE.get(name, name) for name in types if name != "time"]
-        files = _files_of(generation, f"sealed_{stream}") if catalog.files(stream, sealed=True) else None
+    for view, types in _SEALED.items():
+        columns = ", ".join(_AS_LIVE.get(name, name) for name in types if name != "time")
         con.execute(
-            _SOURCE.format(
-                view=f"sealed_{stream}",
-                lines=_columns(files, types),
-                columns=", ".join(columns),
-                undamaged="",
-            )
+            _SOURCE.format(view=view, lines=_columns(names(view), types), columns=columns, undamaged="")
         )
+    con.execute(_BRIEFS.format(briefs=_json(names("briefs"), _BRIEF)))
 
 
 def _fill(con: duckdb.DuckDBPyConnection, table: str, rows: Iterable[object]) -> None:
@@ -256,21 +300,14 @@ def _fill(con: duckdb.DuckDBPyConnection, table: str, rows: Iterable[object]) ->
     )
 
 
-def _files_of(generation: int, source: str) -> str:
-    """Return the SQL for the names of the files of a source, of the macro's `run` alone if it names one."""
-    return f"string_split(files_of({generation}, '{source}', run), {_text(_BETWEEN)})"
-
-
-def _lines(files: str | None, data_type: str) -> str:
-    """Return the SQL for the lines of these files: one row each, NULL where a line is not a record."""
-    # Never detected, and no row is worth an error: one strange value must not cost the others their query.
-    columns = f"{{{_LINE}, data: {_text(data_type)}}}"
+def _json(files: str | None, types: dict[str, str]) -> str:
+    """Return the SQL for these keys of the lines of these files: one row each, NULL where a line has them not."""
     if not files:
-        return _nothing(
-            dict(pair.split(": ") for pair in _LINE.replace("'", "").split(", ")) | {"data": data_type}
-        )
+        return _nothing(types)
+    # Never detected, and no row is worth an error: one strange value must not cost the others their query.
+    columns = ", ".join(f"{name}: {_text(kind)}" for name, kind in types.items())
     return (
-        f"read_json({files}, columns = {columns}, format = 'newline_delimited', compression = 'none', "
+        f"read_json({files}, columns = {{{columns}}}, format = 'newline_delimited', compression = 'none', "
         f"ignore_errors = true, hive_partitioning = false, filename = true, maximum_object_size = {LINE_MAX_BYTES})"
     )
 

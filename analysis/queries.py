@@ -1,6 +1,7 @@
 """Questions that people ask of their runs, as SQL to start from.  `analysis sql` without a query prints them.
 
-Each names its runs by what is in them (a key, a tag), so it runs as it is on any root; and each is run by the tests.
+Each names its runs by what is in them (a key, a tag), so it runs as it is on any root; and each is run by the tests.  What
+is asked of one run by its id is in `macros.sql`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ FROM runs JOIN summary USING (project, run_id)
 WHERE key = 'train/reward'
 ORDER BY reward DESC
 """,
-    "How do the seeds of each setting agree? (mean, and its 95 % interval)": """
-SELECT config ->> 'lr' AS lr, count(*) AS seeds, avg(value) AS mean,
-    1.96 * stddev_samp(value) / sqrt(count(*)) AS plus_minus
-FROM runs JOIN summary USING (project, run_id)
+    "Where was each run at its best, and is it still there?": """
+SELECT run_id, max AS best, max_step, last, last_step
+FROM rollup
 WHERE key = 'train/reward'
-GROUP BY lr
+ORDER BY best DESC
+""",
+    "How do the seeds of each setting agree? (the last mean, and its 95 % interval)": """
+SELECT setting, max_by(n, step) AS seeds, max_by(mean, step) AS mean, max_by(high - mean, step) AS plus_minus
+FROM seeds_ci('train/reward')
+GROUP BY project, setting
 ORDER BY mean DESC
 """,
     "How far is mathematics behind arithmetic, in percentage points?": """
@@ -63,6 +68,12 @@ WHERE (project, run_id, writer, seq) = (
     SELECT (project, run_id, writer, seq) FROM trajectories WHERE reward IS NOT NULL ORDER BY reward LIMIT 1
 )
 ORDER BY turn
+""",
+    "What were we warned of?": """
+SELECT run_id, time, step, title, text
+FROM alerts
+WHERE level IN ('WARN', 'ERROR')
+ORDER BY time DESC
 """,
     "What is not uploaded yet, and why?": """
 SELECT run_id, state, backlog, error

@@ -24,15 +24,15 @@ CREATE TABLE internal.cursors (
 CREATE TABLE internal.damaged (file VARCHAR, crc VARCHAR);
 
 -- The same with what each holds now; of all runs, or of those of one id.
-CREATE MACRO internal.spans_of(run) AS TABLE
+CREATE MACRO internal.spans_of(runs) AS TABLE
 SELECT file, run_dir, writer, stream, first, last FROM internal.segments
-WHERE last IS NOT NULL AND (run IS NULL OR internal.run_id_of(run_dir) = run)
+WHERE last IS NOT NULL AND (runs IS NULL OR list_contains(runs, internal.run_id_of(run_dir)))
 UNION ALL
 SELECT unnest(files), unnest(run_dirs), unnest(writers), unnest(streams), unnest(firsts), unnest(committed_seqs(files))
 FROM (
     SELECT list(file ORDER BY file) AS files, list(run_dir ORDER BY file) AS run_dirs,
         list(writer ORDER BY file) AS writers, list(stream ORDER BY file) AS streams, list(first ORDER BY file) AS firsts
-    FROM internal.segments WHERE last IS NULL AND (run IS NULL OR internal.run_id_of(run_dir) = run)
+    FROM internal.segments WHERE last IS NULL AND (runs IS NULL OR list_contains(runs, internal.run_id_of(run_dir)))
 )
 WHERE files IS NOT NULL;
 

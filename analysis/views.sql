@@ -6,7 +6,8 @@
 --     seq               the record's place in its writer's stream
 --     time              TIMESTAMP WITH TIME ZONE: shown, and understood in a query, in the session's time zone
 -- `WHERE writer LIKE 'main-%' ORDER BY writer, seq` is the run's history, in order.
--- A filter on project, run_id, writer or rank decides which files are opened at all.
+-- A filter on project, run_id, writer or rank decides which files are opened at all. Lines that begin with `-- >` are
+-- examples, which the tests run.
 
 
 -- How many records each writer has committed to each stream.
@@ -36,7 +37,19 @@ SELECT run_dir, writer, place,
 FROM internal.sealed_events WHERE key IS NOT NULL
 GROUP BY run_dir, writer, place;
 
+-- Of the stream `files`, and so of `console`.
+CREATE VIEW internal.files AS
+SELECT run_dir, writer, seq, time, kind, step, commit, as_text, data FROM internal.live_files
+UNION ALL
+SELECT run_dir, writer, seq, time, kind, step, commit, as_text, json::JSON FROM internal.sealed_files;
+
+CREATE VIEW internal.console AS
+SELECT run_dir, writer, seq, time, kind, step, commit, as_text, data FROM internal.live_console
+UNION ALL
+SELECT run_dir, writer, seq, time, kind, step, commit, as_text, json::JSON FROM internal.sealed_console;
+
 -- Every record of every stream, its data as JSON. `as_text` says what in it is stored as text (FORMAT.md, "Values").
+-- > SELECT stream, kind, count(*) FROM records WHERE run_id = 'first' GROUP BY ALL
 CREATE VIEW records AS
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, 'events' AS stream, seq, time, kind, step, commit, as_text, data FROM internal.live_events
@@ -64,24 +77,18 @@ SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS r
 FROM internal.sealed_trajectories
 UNION ALL
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
-    internal.rank_of(writer) AS rank, 'console', seq, time, kind, step, commit, as_text, data FROM internal.live_console
+    internal.rank_of(writer) AS rank, 'console', seq, time, kind, step, commit, as_text, data FROM internal.console
 UNION ALL
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
-    internal.rank_of(writer) AS rank, 'console', seq, time, kind, step, commit, as_text, json::JSON
-FROM internal.sealed_console;
+    internal.rank_of(writer) AS rank, 'files', seq, time, kind, step, commit, as_text, data FROM internal.files;
 
 
--- Every logged value, one row each; also those that W&B's step rule leaves out.
---     key     as logged; of a nested dict `outer.inner`. An empty dict is nothing, as it is to W&B
---     value   the number, NaN and the infinities included; 1 or 0 for a bool; NULL for anything else
---     int     the same without rounding, where an integer was logged that fits
---     text    a string; `true` or `false`; a list as JSON; an integer beyond BIGINT in full
 -- The values of sealed metrics; of a nested dict, those in it. Their time is where their record begins.
-CREATE MACRO internal.sealed_leaf_of(run) AS TABLE
+CREATE MACRO internal.sealed_leaf_of(runs) AS TABLE
 SELECT run_dir, writer, number, place, seq, step, key AS path, internal.json_of(value, int, text, NULL)::JSON AS json,
     CASE WHEN isfinite(value) IS FALSE THEN 'float' ELSE as_text[1][1] END AS mark,
     coalesce(value, int::DOUBLE) AS value, int, text
-FROM internal.sealed_events_of(run) WHERE kind = 'metrics' AND key IS NOT NULL AND json IS NULL
+FROM internal.sealed_events_of(runs) WHERE kind = 'metrics' AND key IS NOT NULL AND json IS NULL
 UNION ALL
 SELECT run_dir, writer, number, place, seq, step, path, json, mark,
     internal.number_of(json, mark), internal.int_of(json), internal.text_of(json, mark)
@@ -90,42 +97,85 @@ FROM (
     FROM (
         SELECT run_dir, writer, number, place, seq, step, as_text,
             unnest(internal.leaves(('{' || to_json(key)::VARCHAR || ':' || json || '}')::JSON)) AS item
-        FROM internal.sealed_events_of(run) WHERE kind = 'metrics' AND key IS NOT NULL AND json IS NOT NULL
+        FROM internal.sealed_events_of(runs) WHERE kind = 'metrics' AND key IS NOT NULL AND json IS NOT NULL
     )
 );
 
-CREATE MACRO internal.leaf_of(run) AS TABLE
+-- Of these runs; of all, if that is NULL.
+CREATE MACRO internal.leaf_of(runs) AS TABLE
 SELECT run_dir, writer, number, place, seq, step, time, path, json, mark,
     internal.number_of(json, mark) AS value, internal.int_of(json) AS int, internal.text_of(json, mark) AS text
 FROM (
     SELECT * EXCLUDE (item), item.key AS path, item.value AS json, internal.mark(as_text, item.key) AS mark
     FROM (
-        SELECT * EXCLUDE (data), unnest(internal.leaves(data)) AS item FROM internal.live_events_of(run) WHERE kind = 'metrics'
+        SELECT * EXCLUDE (data), unnest(internal.leaves(data)) AS item FROM internal.live_events_of(runs)
+        WHERE kind = 'metrics'
     )
 )
 UNION ALL
 SELECT c.run_dir, c.writer, c.number, c.place, c.seq, c.step, head.time, path, json, mark, value, int, text
-FROM internal.sealed_leaf_of(run) c
-LEFT JOIN (SELECT run_dir, writer, place, time FROM internal.sealed_events_of(run) WHERE nth = 0) head
+FROM internal.sealed_leaf_of(runs) c
+LEFT JOIN (SELECT run_dir, writer, place, time FROM internal.sealed_events_of(runs) WHERE nth = 0) head
     USING (run_dir, writer, place);
 
 CREATE VIEW internal.leaf AS FROM internal.leaf_of(NULL);
 
+-- Every logged value, one row each; also those that W&B's step rule leaves out.
+--     key     as logged; of a nested dict `outer.inner`. An empty dict is nothing, as it is to W&B
+--     value   the number, NaN and the infinities included; 1 or 0 for a bool; NULL for anything else
+--     int     the same without rounding, where an integer was logged that fits
+--     text    a string; `true` or `false`; a list as JSON; an integer beyond BIGINT in full
+-- > SELECT step, value FROM metrics WHERE run_id = 'first' AND key = 'train/loss' ORDER BY writer, seq
 CREATE VIEW metrics AS
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, seq, step, time, replace(path, chr(31), '.') AS key, value, int, text
 FROM internal.leaf;
 
--- curve('run id', 'train/loss'): one metric of a run's history, in order. Opens that run's files only.
-CREATE MACRO curve(run, metric) AS TABLE
-SELECT internal.project_of(run_dir) AS project, step, time, value, int, text
-FROM internal.leaf_of(run)
-WHERE replace(path, chr(31), '.') = metric AND number IS NOT NULL
-ORDER BY run_dir, place;
+-- What each metric came to, by writer: for "the best of each run" without reading every value. Of a sealed segment this is
+-- what its brief says (FORMAT.md), of all else it is computed here, and the two agree; but `sum` and `mean` may in the last digit.
+-- It is of floats and of integers that fit: not of a bool, a text, an integer beyond BIGINT, nor of what is in a nested dict.
+--     n, sum, mean, min, max   of the finite numbers; min and max are NULL where there was none
+--     min_step, max_step       where it had that first
+--     last                     the last number, NaN and the infinities included; with its step and seq
+-- > SELECT run_id, max AS best, max_step FROM rollup WHERE key = 'train/accuracy' ORDER BY best DESC
+CREATE VIEW internal.number AS
+SELECT run_dir, writer, seq, step, item.key AS key, internal.number_of(item.value, mark) AS value
+FROM (
+    SELECT *, internal.mark(as_text, item.key) AS mark
+    FROM (
+        SELECT run_dir, writer, seq, step, as_text, unnest(internal.items(data)) AS item
+        FROM internal.live_events WHERE kind = 'metrics'
+    )
+)
+WHERE mark = 'float' OR regexp_matches(item.value::VARCHAR, '^[-0-9]')
+    AND (NOT internal.is_whole(item.value) OR internal.int_of(item.value) IS NOT NULL)
+UNION ALL
+SELECT run_dir, writer, seq, step, key, coalesce(value, int::DOUBLE)
+FROM internal.events_without_brief
+WHERE kind = 'metrics' AND key IS NOT NULL AND (value IS NOT NULL OR int IS NOT NULL);
+
+CREATE VIEW rollup AS
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
+    internal.rank_of(writer) AS rank, key, sum(n)::BIGINT AS n, fsum(sum) AS sum, fsum(sum) / nullif(sum(n), 0) AS mean,
+    min(min) AS min, arg_min(min_step, {value: min, seq: last_seq}) FILTER (min IS NOT NULL) AS min_step,
+    max(max) AS max, arg_min(max_step, {value: -max, seq: last_seq}) FILTER (max IS NOT NULL) AS max_step,
+    arg_max(last, last_seq) AS last, arg_max(last_step, last_seq) AS last_step, max(last_seq) AS last_seq
+FROM (
+    SELECT run_dir, writer, item.key AS key, unnest(item.value)
+    FROM (SELECT run_dir, writer, unnest(map_entries(metrics)) AS item FROM internal.briefs)
+    UNION ALL BY NAME
+    SELECT run_dir, writer, key, isfinite(value)::BIGINT AS n, CASE WHEN isfinite(value) THEN value ELSE 0 END AS sum,
+        CASE WHEN isfinite(value) THEN value END AS min, step AS min_step,
+        CASE WHEN isfinite(value) THEN value END AS max, step AS max_step,
+        value AS last, step AS last_step, seq AS last_seq
+    FROM internal.number
+)
+GROUP BY run_dir, writer, key;
 
 
 -- What the run was started with: what each piece began with, laid over what was before, and what was set since.
 --     value   JSON; what JSON has no word for is text in it
+-- > SELECT run_id, value FROM config WHERE key = 'lr'
 CREATE VIEW internal.config AS
 SELECT run_dir, item.key AS key, arg_max({json: item.value}, place).json AS value
 FROM (
@@ -184,6 +234,7 @@ FROM (
 -- A value set on `run.summary` counts when it was set, also while the row of that step is open. What `define_metric(summary=…)`
 -- asks for (min, max, mean, …) is not applied: ask `metrics` for it.
 --     step    of the row that it is from; NULL if it was set on `run.summary`
+-- > SELECT run_id, value, step FROM summary WHERE key = 'train/accuracy' ORDER BY value DESC
 CREATE VIEW internal.summary AS
 SELECT run_dir, replace(path, chr(31), '.') AS key, last.json AS json, last.mark AS mark,
     last.step AS step, last.time AS time
@@ -218,8 +269,9 @@ FROM internal.summary;
 -- Episodes.
 --     n_tokens   of the whole episode; the tokens themselves are in `records`
 --     started    NULL if the trainer did not say
-CREATE VIEW internal.trajectories AS
-SELECT run_dir, writer, seq, time, kind, step, data FROM internal.live_trajectories
+-- > SELECT step, avg(reward) FROM trajectories WHERE run_id = 'first' GROUP BY step ORDER BY step
+CREATE MACRO internal.trajectories_of(runs) AS TABLE
+SELECT run_dir, writer, seq, time, kind, step, data FROM internal.live_trajectories_of(runs)
 UNION ALL
 SELECT run_dir, writer, seq, time, kind, step, CASE WHEN json IS NOT NULL THEN internal.trajectory_of(json) ELSE {
     id: id, "group": "group", reward: reward, advantage: advantage, rewards: rewards::JSON,
@@ -228,7 +280,9 @@ SELECT run_dir, writer, seq, time, kind, step, CASE WHEN json IS NOT NULL THEN i
         tool_calls: internal.with_arguments(turn.tool_calls)}),
     token_ids: token_ids, metrics: metrics::JSON, prompt_tokens: prompt_tokens, completion_tokens: completion_tokens,
     policy_version: policy_version, stop_reason: stop_reason, started_us: started_us, duration_s: duration_s, exception: exception, info: info::JSON} END
-FROM internal.sealed_trajectories;
+FROM internal.sealed_trajectories_of(runs);
+
+CREATE VIEW internal.trajectories AS FROM internal.trajectories_of(NULL);
 
 CREATE VIEW trajectories AS
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
@@ -241,11 +295,14 @@ FROM internal.trajectories
 WHERE kind = 'trajectory';
 
 -- Their turns, one row each; `seq` is the trajectory's, `turn` counts from 0.
-CREATE VIEW internal.turns AS
-SELECT run_dir, writer, seq, data.id AS trajectory_id, step, time, unnest(data.turns) AS message,
+-- > SELECT turn, role, content FROM messages WHERE run_id = 'first' AND trajectory_id = '1.0.0' ORDER BY turn
+CREATE MACRO internal.turns_of(runs) AS TABLE
+SELECT run_dir, writer, seq, data.id AS trajectory_id, step, time, data.info AS info, unnest(data.turns) AS message,
     generate_subscripts(data.turns, 1) - 1 AS turn
-FROM internal.trajectories
+FROM internal.trajectories_of(runs)
 WHERE kind = 'trajectory';
+
+CREATE VIEW internal.turns AS FROM internal.turns_of(NULL);
 
 CREATE VIEW messages AS
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
@@ -255,6 +312,7 @@ SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS r
 FROM internal.turns;
 
 -- The tool calls of their turns, one row each; `call` counts from 0 in its turn.
+-- > SELECT name, arguments, error FROM tool_calls WHERE error IS NOT NULL
 CREATE VIEW tool_calls AS
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, seq, trajectory_id, step, time, turn, call, made.id AS id, made.name AS name,
@@ -264,9 +322,99 @@ FROM (
 );
 
 
+-- What the machine was busy with: a row for each number of each sample.
+--     key   W&B's name without its `system.`: cpu, memory_percent, gpu.0.gpu, …
+-- > SELECT key, avg(value), max(value) FROM system WHERE run_id = 'first' GROUP BY key
+CREATE VIEW system AS
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
+    internal.rank_of(writer) AS rank, seq, time, key, value
+FROM (
+    SELECT * EXCLUDE (item, as_text), item.key AS key,
+        internal.number_of(item.value, internal.mark(as_text, item.key)) AS value
+    FROM (
+        SELECT run_dir, writer, seq, time, as_text, unnest(internal.items(data)) AS item
+        FROM internal.live_events WHERE kind = 'system'
+    )
+    UNION ALL BY NAME
+    SELECT e.run_dir, e.writer, e.seq, head.time, e.key,
+        coalesce(e.value, e.int::DOUBLE, internal.number_of(e.json::JSON, e.as_text[1][1])) AS value
+    FROM internal.sealed_events e
+    LEFT JOIN (SELECT run_dir, writer, seq, time FROM internal.sealed_events WHERE kind = 'system' AND nth = 0) head
+        USING (run_dir, writer, seq)
+    WHERE e.kind = 'system' AND e.key IS NOT NULL
+);
+
+-- What `run.alert` said.
+--     step   the highest that its writer had logged metrics of by then; NULL before the first
+-- > SELECT run_id, step, title, text FROM alerts WHERE level IN ('WARN', 'ERROR') ORDER BY time
+CREATE VIEW alerts AS
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
+    internal.rank_of(writer) AS rank, seq, step, time, data ->> 'level' AS level, data ->> 'title' AS title,
+    data ->> 'text' AS text, TRY_CAST(data ->> 'wait_s' AS DOUBLE) AS wait_s
+FROM (
+    SELECT run_dir, writer, seq, time, kind, data, max(CASE WHEN kind = 'metrics' THEN step END) OVER (
+        PARTITION BY run_dir, writer ORDER BY seq
+    ) AS step
+    FROM (
+        SELECT run_dir, writer, seq, time, kind, step, CASE WHEN kind = 'alert' THEN data END AS data
+        FROM internal.events WHERE kind IN ('alert', 'metrics')
+    )
+)
+WHERE kind = 'alert';
+
+-- Records of the kind `checkpoint`, which FORMAT.md reserves: whatever is in `data`, its `step` and `path` if it has them.
+-- Today's trainer says in its metrics that it saved one.
+-- > SELECT run_id, step, path FROM checkpoints ORDER BY time
+-- > SELECT value AS checkpoint_step, time FROM metrics WHERE run_id = 'first' AND key = 'checkpoint/step'
+CREATE VIEW checkpoints AS
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
+    internal.rank_of(writer) AS rank, seq, coalesce(step, TRY_CAST(data ->> 'step' AS BIGINT)) AS step, time,
+    data ->> 'path' AS path, data
+FROM internal.events WHERE kind = 'checkpoint';
+
+-- What the program printed, a row for each line; `line` counts from 0 in its record.
+--     source   stdout or stderr
+--     text     without its newline, with all other control characters. What was printed without a newline is a row of its
+--              own, and the rest of that line the next one; `records` has the text as it was
+-- > SELECT time, source, text FROM console WHERE run_id = 'first' AND rank = 0 ORDER BY writer, seq, line
+CREATE VIEW console AS
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
+    internal.rank_of(writer) AS rank, seq, time, source, unnest(lines) AS text, generate_subscripts(lines, 1) - 1 AS line
+FROM (
+    SELECT *, string_split(CASE WHEN ends_with(text, chr(10)) THEN left(text, length(text) - 1) ELSE text END, chr(10)) AS lines
+    FROM (
+        SELECT run_dir, writer, seq, time, data ->> 'source' AS source, data ->> 'text' AS text
+        FROM internal.console WHERE kind = 'console'
+    )
+);
+
+-- What was logged as a file or as an artifact, a row for each record; of a name the last one counts.
+--     kind      file or artifact
+--     name      of a file its path among the run's
+--     size      in bytes; `sha256` of the content; of an artifact of its manifest, which is a list of files
+--     content   where that is on this machine
+--     type, digest, description, metadata, aliases, tags, step   of an artifact
+-- > SELECT name, size, content FROM files WHERE run_id = 'first' AND kind = 'file'
+-- > QUALIFY row_number() OVER (PARTITION BY name ORDER BY time DESC, seq DESC) = 1
+CREATE VIEW files AS
+SELECT internal.project_of(f.run_dir) AS project, internal.run_id_of(f.run_dir) AS run_id, f.writer,
+    internal.rank_of(f.writer) AS rank, f.seq, f.time, f.kind,
+    CASE f.kind WHEN 'file' THEN data ->> 'path' ELSE data ->> 'name' END AS name,
+    TRY_CAST(data ->> 'size' AS BIGINT) AS size, sha256, r.path || '/files/' || sha256 AS content, data ->> 'type' AS type,
+    data ->> 'digest' AS digest, data ->> 'description' AS description, data -> 'metadata' AS metadata,
+    TRY_CAST(data -> 'aliases' AS VARCHAR[]) AS aliases, TRY_CAST(data -> 'tags' AS VARCHAR[]) AS tags,
+    TRY_CAST(data ->> 'step' AS BIGINT) AS step
+FROM (
+    SELECT *, CASE kind WHEN 'file' THEN data ->> 'sha256' ELSE data ->> 'manifest' END AS sha256
+    FROM internal.files WHERE kind IN ('file', 'artifact')
+) f
+LEFT JOIN internal.runs r USING (run_dir);
+
+
 -- How far each destination has come, as its cursor says; one row per run and sink.
 --     records, acked, backlog   events of the run's history: committed, acknowledged, the difference
 --     not_shown                 records that are not on the server and stay here, by reason
+-- > SELECT run_id, state, backlog, error FROM sync_state WHERE backlog > 0
 CREATE VIEW internal.progress AS
 SELECT sink, c.run_dir, coalesce(sum(e.records), 0)::BIGINT AS records,
     coalesce(sum(CASE WHEN p.number < next_number THEN e.records
@@ -294,6 +442,7 @@ JOIN internal.progress n USING (run_dir, sink);
 --     records           events of its history; `trajectories`: those of all its writers
 --     acked, backlog    of its slowest destination; NULL if it has none yet
 --     config, summary   JSON objects, by key; what JSON has no word for is text in them
+-- > SELECT run_id, state, last_step, config ->> 'lr' AS lr FROM runs ORDER BY started DESC
 CREATE VIEW runs AS
 WITH by_piece AS (
     SELECT run_dir, number, any_value(CASE WHEN kind = 'start' THEN data END) AS start,

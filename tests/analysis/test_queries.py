@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
     for run_id, lr, reward in (("a", 0.1, 0.5), ("b", 0.1, 0.7), ("c", 0.2, 0.4)):
         run = handmade_run(root, run_id, config={"lr": lr})
         run.log(step=0, **{"train/reward": reward})
+        if run_id == "c":
+            run.log("alert", title="loss", text="it is NaN", level="ERROR")
         run.log("exit", exitcode=0)
     mixture = handmade_run(root, "mixture")
     mixture.log(step=0, **{"cost/avg_cost_per_sample": 0.02, "train/accuracy": 40.0})
@@ -54,15 +57,18 @@ def rounded(rows: Rows) -> Rows:
     return [tuple(round(value, 6) if isinstance(value, float) else value for value in row) for row in rows]
 
 
+LOGGED_AT = datetime.fromtimestamp(TIME_US // 1_000_000, timezone.utc) + timedelta(milliseconds=2)
 ANSWERS: dict[str, Rows] = {
     "Which run is best": [("b", "0.1", 0.7, 0, "finished"), ("a", "0.1", 0.5, 0, "finished"), ("c", "0.2", 0.4, 0, "finished")],
-    "How do the seeds": [("0.1", 2, 0.6, 0.196), ("0.2", 1, 0.4, None)],
+    "Where was each run": [("b", 0.7, 0, 0.7, 0), ("a", 0.5, 0, 0.5, 0), ("c", 0.4, 0, 0.4, 0)],
+    "How do the seeds": [('{"lr":0.1}', 2, 0.6, 1.27062), ('{"lr":0.2}', 1, 0.4, None)],
     "How far is mathematics": [("mixture", 43.1)],
     "Whose judge fails": [("mixture", 0.75)],
     "At which step": [("mixture", 1, 0.04)],
     "Of how many prompts": [("mixture", 1, 0.5, 0.0)],
     "Which tools fail": [("calculator", 4, 0.25, 0.5)],
     "What did the worst": [(0, "user", "-1.0"), (1, "assistant", "…")],
+    "What were we warned": [("c", LOGGED_AT, 0, "loss", "it is NaN")],
     "What is not uploaded": [("mixture", "waiting", 3, None)],
 }  # fmt: skip
 
