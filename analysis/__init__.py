@@ -11,8 +11,9 @@ Invariants
   and segments after `refresh(con)` or in a new connection.  So does what no record says: that a run has crashed, and how
   far its upload has come.
 
-The views are in `views.sql`, with what their columns mean, and the macros in `macros.sql`.  Checksums are `eventlog verify`'s to judge: a query sees damage
-that breaks a line's JSON, and leaves that record out; a flipped digit it sees only with `verify=True`.
+The views are in `views.sql`, with what their columns mean, and the macros in `macros.sql`.  Checksums are `eventlog
+verify`'s to judge: a query sees damage that breaks a line's JSON, and leaves that record out; a flipped digit it sees only
+with `verify=True`.
 """
 
 from __future__ import annotations

@@ -606,6 +606,7 @@ def test_a_macro_over_one_run_opens_its_files_alone(tmp_path: Path, sealed: bool
 
     for macro in OF_ONE_RUN:
         assert ask(con, f"FROM {macro}"), macro
+    assert len(analysis.history(con, "b").fetchall()) == 1
     with pytest.raises(duckdb.Error):
         ask(con, "SELECT * FROM metrics")
 
