@@ -11,8 +11,9 @@ Invariants
   and segments after `refresh(con)` or in a new connection.  So does what no record says: that a run has crashed, and how
   far its upload has come.
 
-The views are in `views.sql`, with what their columns mean, and the macros in `macros.sql`.  Checksums are `eventlog verify`'s to judge: a query sees damage
-that breaks a line's JSON, and leaves that record out; a flipped digit it sees only with `verify=True`.
+The views are in `views.sql`, with what their columns mean, and the macros in `macros.sql`.  Checksums are `eventlog
+verify`'s to judge: a query sees damage that breaks a line's JSON, and leaves that record out; a flipped digit it sees only
+with `verify=True`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from analysis.catalog import Catalog, RunRow, SegmentRow, committed_seqs, damage
 from eventlog.record import LINE_MAX_BYTES, BadLine, unframe
 from eventlog.segment import STREAMS, Sealed
 
-__all__ = ["connect", "refresh"]
+__all__ = ["connect", "history", "refresh"]
 
 # A training node's other cores are for training; and each thread may buffer two lines of the longest kind.
 _THREADS_MAX = 8
@@ -165,6 +166,37 @@ def refresh(con: duckdb.DuckDBPyConnection) -> None:
         con.rollback()
         raise
     con.commit()
+
+
+def history(con: duckdb.DuckDBPyConnection, run: str) -> duckdb.DuckDBPyRelation:
+    """Return what a run logged as a table: a row for each step, a column for each key, in the order of their names.
+
+    Of a key that was logged twice in a step, the last value; a null is none.  A column is VARCHAR if any of its values is a
+    text, else DOUBLE.
+    """
+    logged = """SELECT internal.project_of(run_dir) AS project, step, place, replace(path, chr(31), '.') AS key,
+        CASE WHEN value IS NOT NULL OR text IS NOT NULL THEN {value: value, text: text} END AS cell
+        FROM internal.leaf_of([$run]) WHERE number IS NOT NULL"""
+    keys = con.execute(
+        f"SELECT key, bool_or(cell.text IS NOT NULL AND cell.value IS NULL) FROM ({logged}) GROUP BY key ORDER BY key",
+        {"run": run},
+    ).fetchall()
+    if not keys:
+        return con.sql("SELECT NULL::VARCHAR AS project, NULL::BIGINT AS step WHERE false")
+    # By number: two keys may differ in capitals alone, and one may be called `step`.
+    numbers = ", ".join(str(n) for n in range(len(keys)))
+    names = ", ".join(f"({n}, {_text(key)})" for n, (key, _) in enumerate(keys))
+    columns = ", ".join(
+        (f'coalesce("{n}".text, "{n}".value::VARCHAR)' if is_text else f'"{n}".value') + f" AS {_name(key)}"
+        for n, (key, is_text) in enumerate(keys)
+    )
+    return con.sql(
+        f"""SELECT project, step, {columns} FROM (
+            PIVOT (SELECT project, step, place, n, cell FROM ({logged}) JOIN (VALUES {names}) names (n, key) USING (key))
+            ON n IN ({numbers}) USING arg_max(cell, place) GROUP BY project, step
+        ) wide ORDER BY wide.project, wide.step""",
+        params={"run": run},
+    )
 
 
 class _Files:
@@ -337,6 +369,10 @@ def _raw_name(attribute: str, part: int, runs: list[RunRow]) -> str:
         return plain
     entries = ", ".join(f"{_text(run_dir)}: {_text(name)}" for run_dir, name in odd.items())
     return f"coalesce(MAP {{{entries}}}[run_dir], {plain})"
+
+
+def _name(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
 
 
 def _text(value: str) -> str:

@@ -113,9 +113,9 @@ def test_an_unknown_view_is_answered_with_the_nearest(root: Path) -> None:
     far = call("sql", "SELECT * FROM qqqq", "--root", str(root))
 
     assert near.exit_code == far.exit_code == 2
-    assert "There is no view 'metrcs'. The nearest: metrics." in near.stderr
+    assert "There is no view 'metrcs'. The nearest: metrics" in near.stderr
     assert "LINE 1: SELECT * FROM metrcs" in near.stderr
-    assert "There are: config, messages, metrics, records, runs," in far.stderr
+    assert "There are: alerts, checkpoints, config, console, files," in far.stderr
 
 
 def test_an_empty_root_says_where_it_looked(tmp_path: Path) -> None:

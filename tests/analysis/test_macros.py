@@ -606,6 +606,7 @@ def test_a_macro_over_one_run_opens_its_files_alone(tmp_path: Path, sealed: bool
 
     for macro in OF_ONE_RUN:
         assert ask(con, f"FROM {macro}"), macro
+    assert len(analysis.history(con, "b").fetchall()) == 1
     with pytest.raises(duckdb.Error):
         ask(con, "SELECT * FROM metrics")
 
@@ -630,3 +631,52 @@ def test_an_empty_root_has_the_same_columns(
 
     assert ask(none, f"DESCRIBE FROM {macro}") == ask(con, f"DESCRIBE FROM {macro}")
     assert ask(none, f"FROM {macro}") == []
+
+
+# -- a run as a table -----------------------------------------------------------------------------------------
+
+
+def test_history_is_a_row_for_each_step_and_a_column_for_each_key(con: duckdb.DuckDBPyConnection) -> None:
+    table = analysis.history(con, "first")
+
+    rows = rows_of("first")
+    rows[11] |= {"train/loss": 7.0, "dataset/math/accuracy": 10}
+    keys = sorted({key for row in rows for key in row})
+    assert table.columns == ["project", "step", *keys]
+    assert close(table.fetchall(), [("demo", step, *map(row.get, keys)) for step, row in enumerate(rows)])
+
+
+def test_history_takes_any_key_and_value(tmp_path: Path) -> None:
+    with eventlog.init(project="demo", id="run", root=tmp_path, quiet=True) as run:
+        run.log({"loss": 3, "q\"'é": 0.5, "project": 4, "step": 5, "null": None}, step=1)
+        run.log({"Loss": 1, "loss": 2, "q\"'é": "x", "yes": True, "d": {"step": math.inf}}, step=2)
+        run.log({"loss": None}, step=2)
+    con = analysis.connect(tmp_path)
+
+    table = analysis.history(con, "run")
+
+    assert [str(kind) for kind in table.types] == [
+        "VARCHAR",
+        "BIGINT",
+        *["DOUBLE"] * 5,
+        "VARCHAR",
+        "DOUBLE",
+        "DOUBLE",
+    ]
+    assert table.fetchall() == [
+        ("demo", 1, None, None, 3.0, None, 4.0, "0.5", 5.0, None),
+        ("demo", 2, 1.0, math.inf, 2.0, None, None, "x", None, 1.0),
+    ]
+    assert analysis.history(con, "nobody").fetchall() == []
+
+
+def test_history_of_five_thousand_keys_has_so_many_columns(tmp_path: Path) -> None:
+    run = handmade_run(tmp_path)
+    for step in range(3):
+        run.log(step=step, **{f"k{n}": n + step for n in range(5000)})
+
+    rows = analysis.history(analysis.connect(tmp_path), "run").fetchall()
+
+    assert [(len(row), sum(row[2:])) for row in rows] == [
+        (5002, 12497500.0 + 5000 * step) for step in range(3)
+    ]
