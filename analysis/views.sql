@@ -362,8 +362,7 @@ FROM (
 )
 WHERE kind = 'alert';
 
--- Records of the kind `checkpoint`, which FORMAT.md reserves: whatever is in `data`, its `step` and `path` if it has them.
--- Today's trainer says in its metrics that it saved one.
+-- Where which state was kept (`run.log_checkpoint`): that before `step`. What else was said of it is in `data`.
 -- > SELECT run_id, step, path FROM checkpoints ORDER BY time
 -- > SELECT value AS checkpoint_step, time FROM metrics WHERE run_id = 'first' AND key = 'checkpoint/step'
 CREATE VIEW checkpoints AS

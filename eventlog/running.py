@@ -329,6 +329,14 @@ class Run:
         if writer is not None and not writer.append_encoded("trajectory", encoded, as_text, time_us, step):
             self._say_dropped(writer)
 
+    def log_checkpoint(self, path: str | os.PathLike[str], step: int | None = None, **facts: Any) -> None:
+        """Note that the state before `step`, or the current one, is on the disk at `path`; `facts` say more of it.
+
+        It is for whoever asks the log (`analysis` has a view `checkpoints`); W&B shows artifacts instead.
+        """
+        step = self._step if step is None else as_step(step)
+        self._record_privately("checkpoint", {**facts, "step": step, "path": os.fsdecode(path)})
+
     def define_metric(
         self,
         name: str,

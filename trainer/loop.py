@@ -78,6 +78,8 @@ class Run(Protocol):
 
     def log_trajectory(self, trajectory: Trajectory, step: int | None = None) -> None: ...
 
+    def log_checkpoint(self, path: Path, step: int | None = None, **facts: Any) -> None: ...
+
     def alert(self, title: str, text: str, level: AlertLevel | str | None = None) -> None: ...
 
 
@@ -541,9 +543,10 @@ def _try_to_save(course: Course, state: State, step: int, *, best: bool) -> bool
     if course.compute.index == 0:
         try:
             if best:
-                checkpoint.save_best(course.checkpoints, kept)
+                path = checkpoint.save_best(course.checkpoints, kept)
             else:
-                checkpoint.save(course.checkpoints, step, kept, course.settings.checkpoints_kept)
+                path = checkpoint.save(course.checkpoints, step, kept, course.settings.checkpoints_kept)
+            course.run.log_checkpoint(path.absolute(), step, is_best=best, best_reward=state.best_reward)
         except OSError as error:
             ok = False
             course.progress.say(

@@ -211,6 +211,20 @@ def test_a_trajectory_has_a_stream_of_its_own_and_moves_no_step(tmp_path: Path):
         run.log_trajectory({"turns": []})  # type: ignore[arg-type]
 
 
+def test_a_checkpoint_is_a_record_with_its_step_and_place(tmp_path: Path):
+    run = begin(tmp_path)
+    run.log({"loss": 1})
+
+    run.log_checkpoint(Path("kept/step-1.pt"), best=True)
+    run.log_checkpoint("kept/step-7.pt", 7)
+
+    assert [record.data for record in of_kind(run, "checkpoint")] == [
+        {"best": True, "step": 1, "path": "kept/step-1.pt"},
+        {"step": 7, "path": "kept/step-7.pt"},
+    ]
+    assert run.step == 1
+
+
 def test_media_are_files_of_the_run_before_the_row_names_them(tmp_path: Path):
     run = begin(tmp_path)
 

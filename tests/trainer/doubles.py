@@ -75,6 +75,7 @@ class RecordingRun:
     rows: list = field(default_factory=list)  # (step, metrics)
     trajectories: list = field(default_factory=list)  # (step, trajectory)
     alerts: list = field(default_factory=list)  # (title, text, level)
+    checkpoints: list = field(default_factory=list)  # (file name, step, facts)
 
     def log(self, data, *, step=None):
         # Tables have no equality; their rows have.
@@ -82,6 +83,9 @@ class RecordingRun:
 
     def log_trajectory(self, trajectory, step=None):
         self.trajectories.append((step, trajectory))
+
+    def log_checkpoint(self, path, step=None, **facts):
+        self.checkpoints.append((path.name, step, facts))
 
     def alert(self, title, text, level=None):
         self.alerts.append((title, text, level))

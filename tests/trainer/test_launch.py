@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import analysis
 from trainer import recipes
 from trainer.benchmark import benchmark, load_trained
 from trainer.errors import CheckpointError, SettingsError
@@ -96,6 +97,19 @@ def test_an_episode_of_each_batch_is_printed_for_who_asks(shows_episodes):
     episodes = said.file.getvalue().split("--- reward ")[1:]
     assert len(episodes) == 2 * shows_episodes
     assert all("user: " in episode for episode in episodes)
+
+
+def test_each_checkpoint_that_is_kept_is_in_the_log_and_can_be_asked_for():
+    outcome, _ = start(eval_interval=2)
+
+    con = analysis.connect("runs")
+    asked = "SELECT step, path, data ->> 'is_best' = 'true' FROM checkpoints ORDER BY seq"
+    kept = con.execute(asked).fetchall()
+    names = [(step, Path(path).name, best) for step, path, best in kept]
+    assert {(1, "step-00000001.pt", False), (2, "step-00000002.pt", False), (0, "best.pt", True)} <= set(
+        names
+    )
+    assert {Path(path).parent for _, path, _ in kept} == {outcome.checkpoints.absolute()}
 
 
 def test_the_config_of_the_run_has_every_setting_and_the_source():
