@@ -65,10 +65,12 @@ class Axis:
     def over(cls, values: Sequence[float], is_log: bool = False, is_time: bool = False) -> Axis:
         placed = [value for value in values if _has_place(value, is_log)]
         low, high = (min(placed), max(placed)) if placed else (1.0, 1.0) if is_log else (0.0, 0.0)
-        if low == high:
-            low, high = (
-                (low / 2, high * 2) if is_log else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)
-            )
+        # The logarithms of two neighbours may be one.
+        if is_log and math.log10(low) == math.log10(high):
+            low, high = low / 2, high * 2
+        elif low == high:
+            around = abs(low) / 2 or 0.5
+            low, high = low - around, high + around
         return cls(low, high, is_log, is_time)
 
     def at(self, value: float) -> float | None:
@@ -89,7 +91,11 @@ class Axis:
         ['0', '30 min', '1 h', '1 h 30 min', '2 h']
         """
         found = self._log_ticks(about) if self.is_log else self._even_ticks(about)
-        return [(value, text) for value, text in found if -1e-6 <= (self.at(value) or 0.0) <= 1 + 1e-6]
+        return [(value, text) for value, text in found if self._is_on(value)]
+
+    def _is_on(self, value: float) -> bool:
+        at = self.at(value)
+        return at is not None and -1e-6 <= at <= 1 + 1e-6
 
     def _even_ticks(self, about: int) -> list[tuple[float, str]]:
         step = self._step(about)
