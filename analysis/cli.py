@@ -2,46 +2,41 @@
 
 Invariants
 ----------
-* `--json` prints one object a line, for programs: the values are whole, JSON columns are JSON, and what JSON has no word for
-  (NaN) is text. The table is for people: it fits the terminal, and what does not fit is cut.
-* Exit codes: 0 it ran; 1 the world failed; 2 wrong usage, or a query that DuckDB refuses.
+* What was asked for is on stdout, and nothing else is: notices, warnings and errors are on stderr.
+* `--json` prints one object a line, for programs; without it, what is printed is for people.
+* Exit codes: 0 it ran; 1 the world failed; 2 wrong usage, a name that is not there, or a query that DuckDB refuses.
 
-What a query may do is DuckDB's to say: this is the user's own shell, and `COPY … TO` writes where they ask.
+Here is what each command asks and in which order; how it is asked is in `asking`, what a name means in `naming` and
+`fields`, and what an answer looks like in `printing` and `plots`.
 """
 
 from __future__ import annotations
 
-import csv
-import difflib
-import math
-import re
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
-import orjson
 
-from eventlog.record import encode_data
+from analysis import asking, naming, printing
+from analysis.asking import connected
+from analysis.naming import NotFound, Run, nearest
+from eventlog.record import json_of
 
 if TYPE_CHECKING:
     import duckdb
+    from rich.console import Console
 
-# More rows than anybody reads in a terminal; the other formats print all.
-_ROWS_SHOWN = 500
-_CELL_CHARS = 200
-_ROWS_AT_ONCE = 10_000
-# Between two columns, and the least that tells something of a cell that is cut.
-_GAP, _COLUMN_MIN = 2, 10
-_NUMBER = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL(\(.*\))?")
+    from analysis.compare import Comparison
+    from analysis.curves import Curve
+    from analysis.plots import Line
+
 _OVERVIEW = "project, run_id, name, state, last_step, records, trajectories, backlog, started, duration_s"
+_PICTURES = (".png", ".svg")
 
-Row = tuple[Any, ...]
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 _root_option = click.option(
     "--root",
@@ -49,12 +44,41 @@ _root_option = click.option(
     help="Where the runs are. [default: $EVENTLOG_ROOT, else ./runs]",
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
+_metric_option = click.option(
+    "--metric", "metrics", metavar="KEY", multiple=True, help="May be given again; `train/*` is all of them."
+)
+
+
+def _drawing_options(command: Command) -> Command:
+    for option in (
+        click.option("--log-x", is_flag=True, help="A logarithmic x axis."),
+        click.option("--log-y", is_flag=True, help="A logarithmic y axis."),
+        click.option(
+            "--x",
+            type=click.Choice(["step", "time"]),
+            default="step",
+            show_default=True,
+            help="Over the steps, or over the time since the run began.",
+        ),
+        click.option(
+            "--smooth",
+            type=click.FloatRange(0, 1, max_open=True),
+            default=0.0,
+            metavar="WEIGHT",
+            help="Draw an exponential average instead, as W&B does: 0.9 is a lot.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tidelog", prog_name="analysis")
 def main() -> None:
-    """Ask training runs anything, in SQL, while they run."""
+    """Ask training runs anything, in SQL, while they run.
+
+    RUN is an id, `project/id`, a display name, or a run's directory.
+    """
 
 
 @main.command()
@@ -64,262 +88,425 @@ def main() -> None:
     "-f", "--file", "query_file", type=click.File("r"), help="Read the query from a file (`-`: stdin)."
 )
 @click.option(
-    "--format", "shape", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True
+    "-p",
+    "--parameter",
+    "given",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="The value of $NAME in the query: a number if it looks like one, else text; '5' in quotes is text.",
 )
+@click.option(
+    "--format", "shape", type=click.Choice(printing.SHAPES), help="[default: as FILE is called, else table]"
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write it there.")
 @_json_option
 @click.option(
     "--verify", is_flag=True, help="Check every record's checksum first, and leave out what is damaged."
 )
 def sql(
-    query: str | None, root: Path | None, query_file: Any, shape: str, as_json: bool, verify: bool
+    query: str | None,
+    root: Path | None,
+    query_file: Any,
+    given: tuple[str, ...],
+    shape: str | None,
+    output: Path | None,
+    as_json: bool,
+    verify: bool,
 ) -> None:
-    """Run QUERY and print what it finds. Without one, print the views and some queries to start from.
+    """Run QUERY and print what it finds; it may be several statements. Without one, a terminal gets a shell, and
+    anything else the views and some queries to start from.
 
     \b
     analysis sql "SELECT run_id, state, last_step FROM runs"
-    analysis sql "SELECT step, value FROM curve('baseline', 'train/loss')" --format csv
+    analysis sql 'SELECT step, value FROM curve($run, $key)' -p run=baseline -p key=train/loss --format csv
+    analysis sql "FROM metrics" -o metrics.parquet
     """
     if query and query_file:
         raise click.UsageError("give the query or a file with it, not both.")
+    shape = printing.shape_of("json" if as_json else shape, output)
+    values = asking.parameters(given)
     text = query_file.read() if query_file else query
-    with _connected(root, verify) as con:
-        if not text or not text.strip():
+    with connected(root, verify) as con:
+        if text and text.strip():
+            _answer(con, text, values, shape, output)
+        elif query_file is None and output is None and sys.stdin.isatty() and sys.stdout.isatty():
+            _shell(con, values, shape)
+        else:
             _print_guide(con)
-            return
-        _run(con, text, lambda: _print("json" if as_json else shape, con))
 
 
 @main.command()
 @_root_option
 @click.option(
-    "--where", metavar="SQL", help="Only these, e.g. \"state = 'live' AND config ->> 'lr' = '1e-6'\"."
+    "--where",
+    metavar="SQL",
+    help='Only these, e.g. "state = \'live\' AND config.lr > 1e-5 AND summary.\\"eval/reward\\" > 0.5".',
 )
 @click.option(
-    "--sort", metavar="COLUMN", help="By this column of `runs`; -COLUMN is downwards.  [default: started]"
+    "--sort",
+    metavar="COLUMN",
+    help="By this column of `runs`, config.KEY or summary.KEY; a `-` before it is downwards.  [default: started]",
 )
 @_json_option
 def runs(root: Path | None, where: str | None, sort: str | None, as_json: bool) -> None:
-    """List the runs. `--json` has all columns, config and summary among them."""
-    with _connected(root, verify=False) as con:
+    """List the runs. `--json` has all columns, config and summary among them.
+
+    config.KEY and summary.KEY are the values in those columns: numbers compare as numbers, texts as texts.
+    """
+    from analysis.fields import Fields
+
+    with connected(root) as con, asking.in_words(con):
+        known = [name for name, _ in naming.columns(con, "runs")]
+        fields = Fields()
+        source = "runs"
+        if any(f"{column}." in f"{where} {sort}".lower() for column in ("config", "summary")):
+            # Its keys are looked at before it is asked: computed once.
+            asking.execute(con, "CREATE TEMP TABLE seen AS SELECT * FROM runs")
+            source = "temp.seen AS runs"
+            fields = Fields.of(con.execute("SELECT config, summary FROM temp.seen").fetchall())
+        condition = fields.condition(where or "true")
         column = (sort or "started").removeprefix("-")
-        known = [name for name, _ in _columns(con, "runs")]
-        if column not in known:
-            raise click.UsageError(f"runs have no column {column!r}. {_nearest(column, known)}")
-        direction = "DESC" if sort and sort.startswith("-") else "ASC"
-        query = (
-            f"SELECT {'*' if as_json else _OVERVIEW} FROM runs WHERE ({where or 'true'}\n) "
-            f'ORDER BY "{column}" {direction} NULLS LAST, project, run_id'
+        order = fields.order(sort or "")
+        if order is None:
+            if column not in known:
+                raise NotFound(f"runs have no column {column!r}. {nearest(column, known)}")
+            order = f'"{column}" {"DESC" if (sort or "").startswith("-") else "ASC"} NULLS LAST'
+        shown = "".join(f', {sql} AS "{_name(name)}"' for name, sql in fields.used.items())
+        asking.execute(
+            con,
+            f"SELECT {'*' if as_json else _OVERVIEW + shown} FROM {source} WHERE ({condition}\n) "
+            f"ORDER BY {order}, project, run_id",
         )
-        _run(con, query, lambda: _print("json" if as_json else "table", con))
+        _print(con, "json" if as_json else "table")
 
 
-# ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN…")
+@_root_option
+@_metric_option
+@_drawing_options
+@_json_option
+def compare(
+    runs: tuple[str, ...], root: Path | None, metrics: tuple[str, ...], as_json: bool, **drawing: Any
+) -> None:
+    """Say in which settings the RUNs differ, and what they came to; with --metric, also draw its curves.
+
+    Of the metrics it is the last values, as W&B's summary has them.
+    """
+    from analysis.compare import compare as compared
+    from analysis.curves import read_curves
+
+    with connected(root) as con, asking.in_words(con):
+        found = naming.find_runs(con, runs)
+        keys = naming.find_keys(con, found, metrics)
+        asking.say_what_is_lost(con, found)
+        comparison = compared(con, found)
+        curves = read_curves(con, found, keys) if keys else []
+    if as_json:
+        _print_comparison_as_json(comparison, curves)
+    else:
+        _print_comparison(comparison, keys)
+        _draw(curves, **drawing)
+
+
+@main.command()
+@click.argument("words", nargs=-1, required=True, metavar="RUN… [KEY…]")
+@_root_option
+@_metric_option
+@_drawing_options
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw into this file, .png or .svg, instead of the terminal.",
+)
+@_json_option
+def plot(
+    words: tuple[str, ...],
+    root: Path | None,
+    metrics: tuple[str, ...],
+    output: Path | None,
+    as_json: bool,
+    **drawing: Any,
+) -> None:
+    """Draw curves: one chart for each KEY, with all RUNs in it.
+
+    A word that is the id or the directory of a run is a RUN; every other is a KEY if these runs have it, else the
+    display name of a run. What follows --metric is always a KEY.
+
+    \b
+    analysis plot baseline lr-3e-6 train/reward eval/reward --smooth 0.9
+    analysis plot baseline --metric 'train/*' -o curves.png
+    """
+    from analysis.curves import read_curves
+
+    if output is not None and output.suffix.lower() not in _PICTURES:
+        raise click.UsageError(f"{str(output)!r} is no picture. Give a name that ends in .png or .svg.")
+    with connected(root) as con, asking.in_words(con):
+        found, keys = naming.runs_and_keys(con, words)
+        keys = list(dict.fromkeys([*keys, *naming.find_keys(con, found, metrics)]))
+        if not keys:
+            raise click.UsageError(f"which metric? {nearest('', naming.keys_of(con, found))}")
+        asking.say_what_is_lost(con, found)
+        curves = read_curves(con, found, keys)
+    missing = [key for key in keys if key not in {curve.key for curve in curves}]
+    for key in missing:
+        click.echo(f"analysis: {key!r} has no numbers to draw.", err=True)
+    if as_json:
+        _print_curves_as_json(curves)
+    elif output is not None:
+        _save(curves, output, **drawing)
+    else:
+        _draw(curves, **drawing)
+    sys.exit(2 if not curves else 0)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN…")
+@_root_option
+@_metric_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write it there: .csv, .parquet or .jsonl.  [default: CSV on stdout]",
+)
+@click.option("--long", is_flag=True, help="One row for each value, of all ranks, as it was logged.")
+@_json_option
+def export(
+    runs: tuple[str, ...],
+    root: Path | None,
+    metrics: tuple[str, ...],
+    output: Path | None,
+    long: bool,
+    as_json: bool,
+) -> None:
+    """Export the metrics of the RUNs: one row for each step of a run, one column for each metric.
+
+    Of several values at one step, the last one logged counts; --long has all of them.
+    """
+    from analysis import curves
+
+    shape = printing.shape_of("json" if as_json else None if output else "csv", output)
+    with connected(root) as con, asking.in_words(con):
+        found = naming.find_runs(con, runs)
+        keys = naming.find_keys(con, found, metrics) if metrics else naming.keys_of(con, found)
+        if not keys:
+            raise NotFound(f"{', '.join(run.full for run in found)} logged no metric.")
+        asking.say_what_is_lost(con, found)
+        query = curves.long(found, keys) if long else curves.wide(con, found, keys)
+        _answer(con, query, {}, shape, output)
+
+
+# ── answering ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _answer(
+    con: duckdb.DuckDBPyConnection, text: str, values: asking.Values, shape: str, output: Path | None
+) -> None:
+    """Run the statements, and print those results that are rows, into the file if there is one."""
+    with asking.in_words(con):
+        statements = asking.statements(con, text, values)
+        asking.refuse_unused(statements, values)
+        answers = [statement for statement in statements if asking.has_rows(statement)]
+        if output is not None and len(answers) != 1:
+            raise click.UsageError(
+                f"a file has one result, and the query has {len(answers)}. Ask each in a command of its own."
+            )
+        count = 0
+        for statement in statements:
+            if statement in answers and shape == "parquet":
+                assert output is not None
+                _write_parquet(con, statement, values, output)
+                continue
+            asking.execute(con, statement, values)
+            if statement in answers:
+                with _opened(output) as out:
+                    if count and shape != "json":
+                        click.echo(file=out)
+                    rows = _print(con, shape, out)
+                count += 1
+                if not rows:
+                    for reason in asking.why_nothing(con, statement.query):
+                        click.echo(reason, err=True)
+
+
+def _write_parquet(
+    con: duckdb.DuckDBPyConnection, statement: duckdb.Statement, values: asking.Values, output: Path
+) -> None:
+    # On lines of its own, so that the query may end in a comment, and that an error shows nothing else.
+    query = statement.query.strip().rstrip(";")
+    with printing.replacing(output) as file:
+        path = str(file).replace("'", "''")
+        with asking.in_the_line_before():
+            (copy,) = con.extract_statements(f"COPY (FROM (\n{query}\n)) TO '{path}' (FORMAT parquet)")
+            asking.execute(con, copy, values)
 
 
 @contextmanager
-def _connected(root: Path | None, verify: bool) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Give a connection; say on stderr what was passed over, and where to look if there is nothing."""
-    try:
-        import analysis
-    except ModuleNotFoundError as error:
-        raise click.ClickException(f"{error.name!r} is not installed. Install `tidelog[analysis]`.") from None
-    with warnings.catch_warnings(record=True) as notices:
-        warnings.simplefilter("always")
-        con = analysis.connect(root, verify=verify)
-    # It would stand in the middle of the output.
-    con.execute("SET enable_progress_bar = false")
-    for notice in notices:
-        click.echo(f"analysis: {notice.message}", err=True)
-    try:
-        found = con.execute("SELECT path, (SELECT count(*) FROM internal.runs) FROM internal.root").fetchone()
-        if found is not None and not found[1]:
-            click.echo(f"There is no run in {found[0]!r}. Give --root, or set EVENTLOG_ROOT.", err=True)
-        yield con
-    finally:
-        con.close()
-
-
-def _run(con: duckdb.DuckDBPyConnection, query: str, show: Callable[[], None]) -> None:
-    """Execute the query and show its result, or end the command with DuckDB's own words."""
-    import duckdb
-
-    try:
-        execute(con, query)
-        show()
-    except duckdb.IOException as error:
-        click.echo(str(error), err=True)
-        sys.exit(1)
-    except duckdb.Error as error:
-        click.echo(_explained(con, str(error)), err=True)
-        sys.exit(2)
-
-
-def execute(con: duckdb.DuckDBPyConnection, query: str) -> None:
-    """Execute the query; if a file went away after it was listed (a run was deleted), look once more and do it again."""
-    import duckdb
-
-    from analysis import refresh
-
-    try:
-        con.execute(query)
-    except duckdb.IOException:
-        refresh(con)
-        con.execute(query)
-
-
-def _explained(con: duckdb.DuckDBPyConnection, message: str) -> str:
-    """Return DuckDB's message, with our views in place of its own guesses where a view is not there."""
-    missing = re.match(
-        r"Catalog Error: Table with name (\S+) does not exist!.*?(?=\n\nLINE|\Z)", message, re.DOTALL
-    )
-    if missing is None:
-        return message
-    return f"There is no view {missing[1]!r}. {_nearest(missing[1], _views(con))}{message[missing.end() :]}"
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"The nearest: {', '.join(near)}." if near else f"There are: {', '.join(known)}."
-
-
-def _views(con: duckdb.DuckDBPyConnection) -> list[str]:
-    rows = con.execute(
-        "SELECT view_name FROM duckdb_views() WHERE schema_name = 'main' AND NOT internal ORDER BY 1"
-    ).fetchall()
-    return [name for (name,) in rows]
-
-
-def _columns(con: duckdb.DuckDBPyConnection, view: str) -> list[tuple[str, str]]:
-    return [(row[0], row[1]) for row in con.execute(f"DESCRIBE {view}").fetchall()]
-
-
-# ── printing ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _print(shape: str, con: duckdb.DuckDBPyConnection) -> None:
-    described = con.description
-    if not described:
-        # A statement that has no result, such as SET.
+def _opened(output: Path | None) -> Iterator[TextIO]:
+    if output is None:
+        yield sys.stdout
         return
-    names = unique([column[0] for column in described])
-    types = [str(column[1]) for column in described]
-    {"table": _print_table, "json": _print_json, "csv": _print_csv}[shape](con, names, types)
+    with printing.replacing(output) as file, open(file, "w", encoding="utf-8", newline="") as out:
+        yield out
 
 
-def unique(names: list[str]) -> list[str]:
-    """Return the names with a number after each that was there before.
-
-    >>> unique(["step", "value", "value"])
-    ['step', 'value', 'value_1']
-    """
-    seen: dict[str, int] = {}
-    numbered = []
-    for name in names:
-        count = seen.get(name, 0)
-        seen[name] = count + 1
-        numbered.append(f"{name}_{count}" if count else name)
-    return numbered
+def _print(con: duckdb.DuckDBPyConnection, shape: str, out: TextIO | None = None) -> int:
+    """Print what was executed last, and return how many rows that was."""
+    result = printing.result_of(con)
+    if result is None:
+        return 0
+    printing.show(result, shape, out)
+    return result.count
 
 
-def _rows(con: duckdb.DuckDBPyConnection) -> Iterator[Row]:
-    while rows := con.fetchmany(_ROWS_AT_ONCE):
-        yield from rows
-
-
-def _print_json(con: duckdb.DuckDBPyConnection, names: list[str], types: list[str]) -> None:
-    for row in _rows(con):
-        values = {name: _for_json(value, kind) for name, value, kind in zip(names, row, types, strict=True)}
-        click.echo(encode_data(values)[0].decode())
-
-
-def _for_json(value: Any, kind: str) -> Any:
-    if kind == "JSON" and isinstance(value, str):
-        return orjson.loads(value)
-    # A literal like 0.5 makes a DECIMAL of a whole column.
-    return float(value) if isinstance(value, Decimal) else value
-
-
-def _print_csv(con: duckdb.DuckDBPyConnection, names: list[str], types: list[str]) -> None:
-    out = csv.writer(sys.stdout, lineterminator="\n")
-    out.writerow(names)
-    for row in _rows(con):
-        out.writerow([value.isoformat() if isinstance(value, datetime) else value for value in row])
-
-
-def _print_table(con: duckdb.DuckDBPyConnection, names: list[str], types: list[str]) -> None:
-    from rich.cells import cell_len
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    rows = con.fetchmany(_ROWS_SHOWN + 1)
-    cells = [[cell(value) for value in row] for row in rows[:_ROWS_SHOWN]]
-    console = Console()
-    if not console.is_terminal:
-        # A pipe has no width to fit into.
-        console = Console(width=10_000)
-    widths = [max(map(cell_len, column)) for column in zip(names, *cells, strict=True)]
-    widest = widest_column(widths, console.width - _GAP * (len(names) - 1))
-    if widest < _COLUMN_MIN:
-        # Too many columns to stand side by side.
-        for row in cells:
-            below = Table(box=None, pad_edge=False, show_header=False)
-            for name, value in zip(names, row, strict=True):
-                below.add_row(Text(name, style="bold"), Text(value))
-            console.print(below, "")
-    else:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name, kind in zip(names, types, strict=True):
-            justify: Any = "right" if _NUMBER.fullmatch(kind) else "left"
-            table.add_column(Text(name), justify=justify, overflow="ellipsis", no_wrap=True, max_width=widest)
-        for row in cells:
-            # As text: a key like `[bold]` is no markup.
-            table.add_row(*map(Text, row))
-        console.print(table)
-    if len(rows) > _ROWS_SHOWN:
-        click.echo(
-            f"… and more: these are the first {_ROWS_SHOWN} rows. `--format csv` or `--json` prints all.",
-            err=True,
-        )
-
-
-def widest_column(widths: list[int], available: int) -> int:
-    """Return how wide a column may be at most, so that all fit: the narrow ones whole, the others equally wide.
-
-    >>> widest_column([4, 30, 50], 60), widest_column([4, 30, 50], 100), widest_column([], 100)
-    (28, 66, 100)
-    """
-    left, ascending = available, sorted(widths)
-    for at, width in enumerate(ascending):
-        share = left // (len(ascending) - at)
-        if width > share:
-            return share
-        left -= width
-    return left + (ascending[-1] if ascending else 0)
-
-
-def cell(value: Any) -> str:
-    r"""Return what a table shows of a value: one line, cut where nobody would read on.
-
-    >>> cell(0.30000000000000004), cell(None), cell("two\nlines"), cell(12), cell("x" * 500)[-3:]
-    ('0.3', '', 'two lines', '12', 'xx…')
-    """
-    if value is None:
-        return ""
-    if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%d %H:%M:%S")
-    if isinstance(value, float) and math.isfinite(value):
-        return f"{value:.6g}"
-    text = " ".join(str(value).split())
-    return text if len(text) <= _CELL_CHARS else text[: _CELL_CHARS - 1] + "…"
+def _shell(con: duckdb.DuckDBPyConnection, values: asking.Values, shape: str) -> None:
+    try:
+        from analysis.shell import Shell
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"{error.name!r} is not installed, which the shell needs. Install `tidelog[analysis]`, "
+            'or give the query: analysis sql "SELECT * FROM runs".'
+        ) from None
+    Shell(con, values, shape).run()
 
 
 def _print_guide(con: duckdb.DuckDBPyConnection) -> None:
     from analysis.queries import QUERIES
 
     click.echo("The views:\n")
-    for view in _views(con):
-        click.echo(f"  {view}({', '.join(name for name, _ in _columns(con, view))})")
-    click.echo("  curve('run id', 'metric')\n\nSome queries:")
+    for view in naming.views(con):
+        click.echo(f"  {view}({', '.join(name for name, _ in naming.columns(con, view))})")
+    for name, takes in naming.macros(con):
+        click.echo(f"  {name}({', '.join(takes)})")
+    click.echo("\nSome queries:")
     for question, query in QUERIES.items():
         click.echo(f"\n-- {question}{query.rstrip()};")
+
+
+# ── comparing ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _print_comparison(comparison: Comparison, keys: Sequence[str]) -> None:
+    differing = comparison.differing
+    same = len(comparison.config) - len(differing)
+    if differing:
+        _print_side_by_side("config", {key: comparison.config[key] for key in differing}, comparison.runs)
+    if comparison.config:
+        what = "1 setting is" if same == 1 else f"{same} settings are"
+        click.echo(f"{what} the same.\n" if differing else f"All {same} settings are the same.\n")
+    chosen = {key: values for key, values in comparison.metrics.items() if not keys or key in keys}
+    if chosen:
+        _print_side_by_side("last value", chosen, comparison.runs)
+        click.echo()
+
+
+def _print_side_by_side(heading: str, table: dict[str, dict[Run, Any]], of_runs: Sequence[Run]) -> None:
+    called = naming.labels(of_runs)
+    rows = [
+        (key, *(_written(values[run]) if run in values else "–" for run in of_runs))
+        for key, values in table.items()
+    ]
+    names = [heading, *(called[run] for run in of_runs)]
+    printing.show(printing.Result(names, ["VARCHAR"] + ["DOUBLE"] * len(of_runs), iter(rows)), "table")
+
+
+def _written(value: Any) -> Any:
+    """
+    >>> _written(0.1), _written(True), _written(None), _written([1, 2])
+    (0.1, 'true', 'null', '[1,2]')
+    """
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        return value
+    return json_of(value)
+
+
+def _print_comparison_as_json(comparison: Comparison, curves: Sequence[Curve]) -> None:
+    from analysis.compare import differs
+
+    for part, table in (("config", comparison.config), ("metric", comparison.metrics)):
+        for key, values in table.items():
+            printing.print_json(
+                {
+                    "part": part,
+                    "key": key,
+                    "differs": differs(values, comparison.runs),
+                    "values": {run.full: value for run, value in values.items()},
+                }
+            )
+    _print_curves_as_json(curves)
+
+
+# ── drawing ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _print_curves_as_json(curves: Sequence[Curve]) -> None:
+    for curve in curves:
+        printing.print_json(
+            {
+                "part": "curve",
+                "key": curve.key,
+                "run": curve.run.full,
+                "step": curve.steps,
+                "seconds": curve.seconds,
+                "value": curve.values,
+            }
+        )
+
+
+def _charts(
+    curves: Sequence[Curve], x: str, smooth: float, log_x: bool, log_y: bool
+) -> list[tuple[str, list[Line]]]:
+    """Return the title and the lines of each chart; say what cannot be in it."""
+    from analysis.curves import smoothed
+    from analysis.plots import Line, not_drawn
+
+    called = naming.labels(list(dict.fromkeys(curve.run for curve in curves)))
+    charts: dict[str, list[Line]] = {}
+    for curve in curves:
+        drawn = smoothed(curve, smooth) if smooth else curve
+        line = Line(called[curve.run], curve.xs(x), drawn.values, curve.values if smooth else None)
+        charts.setdefault(curve.key, []).append(line)
+    for key, lines in charts.items():
+        if count := not_drawn(lines, log_x, log_y):
+            values = "1 value is" if count == 1 else f"{count:,} values are"
+            why = "not above zero, NaN or infinite" if log_x or log_y else "NaN or infinite"
+            click.echo(f"analysis: {key}: {values} not drawn: {why}.", err=True)
+    return list(charts.items())
+
+
+def _draw(curves: Sequence[Curve], x: str, smooth: float, log_x: bool, log_y: bool) -> None:
+    from rich.console import Console
+
+    from analysis.plots import drawn
+
+    console = Console(highlight=False)
+    for title, lines in _charts(curves, x, smooth, log_x, log_y):
+        has_colours = console.color_system is not None and not console.no_color
+        picture = drawn(
+            title, lines, console.width, x, log_x, log_y, is_ascii=_is_plain(console), has_colours=has_colours
+        )
+        for text in picture:
+            console.print(text, no_wrap=True, overflow="ignore", crop=False)
+        console.print()
+
+
+def _is_plain(console: Console) -> bool:
+    """Whether nothing but ASCII can be trusted to be shown."""
+    return console.is_dumb_terminal or not console.encoding.startswith("utf")
+
+
+def _save(curves: Sequence[Curve], output: Path, x: str, smooth: float, log_x: bool, log_y: bool) -> None:
+    from analysis.plots import save
+
+    charts = _charts(curves, x, smooth, log_x, log_y)
+    if charts:
+        with printing.replacing(output) as file:
+            save(file, output.suffix[1:].lower(), charts, x, log_x, log_y)
+
+
+def _name(text: str) -> str:
+    return text.replace('"', '""')

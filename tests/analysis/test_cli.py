@@ -16,7 +16,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import analysis
-from analysis.cli import execute, main
+from analysis.asking import execute
+from analysis.cli import main
 from tests.logs import TIME_US, handmade_run
 
 # What rich takes for a terminal of 80 columns.
