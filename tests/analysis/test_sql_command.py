@@ -193,3 +193,14 @@ def test_a_pipe_that_closes_early_ends_the_command_without_a_traceback(root: Pat
     )
 
     assert (done.stdout, done.stderr) == ("n\n0\n", "")
+
+
+def test_a_link_is_written_through_and_stays_one(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("real.csv")
+
+    result = call(root, "SELECT 1 AS one", "-o", str(tmp_path / "link.csv"))
+
+    assert result.exit_code == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text() == "one\n1\n"
