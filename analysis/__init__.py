@@ -31,7 +31,9 @@ import duckdb
 import orjson
 
 from analysis.catalog import Catalog, RunRow, SegmentRow, committed_seqs, damaged_lines, look
+from analysis.sqltext import identifier, literal
 from eventlog.record import LINE_MAX_BYTES, BadLine, unframe
+from eventlog.roots import root_of
 from eventlog.segment import STREAMS, Sealed
 
 __all__ = ["connect", "history", "refresh"]
@@ -132,7 +134,7 @@ def connect(root: Path | str | None = None, *, verify: bool = False) -> duckdb.D
 
     `verify` reads every byte once, here and at each `refresh`, and leaves out every record that is not what its writer wrote.
     """
-    root = Path(root or os.environ.get("EVENTLOG_ROOT") or "runs").absolute()
+    root = root_of(root).absolute()
     con = duckdb.connect()
     con.execute(f"SET threads = {min(_THREADS_MAX, os.cpu_count() or 1)}")
     con.create_function("committed_seqs", committed_seqs, ["VARCHAR[]"], "BIGINT[]", side_effects=True)
@@ -185,9 +187,10 @@ def history(con: duckdb.DuckDBPyConnection, run: str) -> duckdb.DuckDBPyRelation
         return con.sql("SELECT NULL::VARCHAR AS project, NULL::BIGINT AS step WHERE false")
     # By number: two keys may differ in capitals alone, and one may be called `step`.
     numbers = ", ".join(str(n) for n in range(len(keys)))
-    names = ", ".join(f"({n}, {_text(key)})" for n, (key, _) in enumerate(keys))
+    names = ", ".join(f"({n}, {literal(key)})" for n, (key, _) in enumerate(keys))
     columns = ", ".join(
-        (f'coalesce("{n}".text, "{n}".value::VARCHAR)' if is_text else f'"{n}".value') + f" AS {_name(key)}"
+        (f'coalesce("{n}".text, "{n}".value::VARCHAR)' if is_text else f'"{n}".value')
+        + f" AS {identifier(key)}"
         for n, (key, is_text) in enumerate(keys)
     )
     return con.sql(
@@ -299,7 +302,7 @@ def _define_sources(
 
     def names(source: str) -> str | None:
         asked = f"files_of({generation}, '{source}', runs)"
-        return f"string_split({asked}, {_text(_BETWEEN)})" if source in sources else None
+        return f"string_split({asked}, {literal(_BETWEEN)})" if source in sources else None
 
     damaged = "AND (filename, crc) NOT IN (SELECT (file, crc) FROM internal.damaged)" if is_damaged else ""
     for view, stream, data_type in _SOURCES:
@@ -337,7 +340,7 @@ def _json(files: str | None, types: dict[str, str]) -> str:
     if not files:
         return _nothing(types)
     # Never detected, and no row is worth an error: one strange value must not cost the others their query.
-    columns = ", ".join(f"{name}: {_text(kind)}" for name, kind in types.items())
+    columns = ", ".join(f"{name}: {literal(kind)}" for name, kind in types.items())
     return (
         f"read_json({files}, columns = {{{columns}}}, format = 'newline_delimited', compression = 'none', "
         f"ignore_errors = true, hive_partitioning = false, filename = true, maximum_object_size = {LINE_MAX_BYTES})"
@@ -367,16 +370,8 @@ def _raw_name(attribute: str, part: int, runs: list[RunRow]) -> str:
     plain = f"split_part(run_dir, '/', {part + 1})"
     if not odd:
         return plain
-    entries = ", ".join(f"{_text(run_dir)}: {_text(name)}" for run_dir, name in odd.items())
+    entries = ", ".join(f"{literal(run_dir)}: {literal(name)}" for run_dir, name in odd.items())
     return f"coalesce(MAP {{{entries}}}[run_dir], {plain})"
-
-
-def _name(column: str) -> str:
-    return '"' + column.replace('"', '""') + '"'
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
 
 
 def _run_script(con: duckdb.DuckDBPyConnection, name: str) -> None:

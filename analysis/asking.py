@@ -14,14 +14,14 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from analysis.naming import Run, keys_of, macros, nearest, runs_of, views
+from analysis.naming import Run, keys_of, macros, nearest, runs_of, signature, views
 
 if TYPE_CHECKING:
     import duckdb
@@ -185,7 +185,7 @@ def explained(con: duckdb.DuckDBPyConnection, error: duckdb.Error) -> str:
     if not missing["function"]:
         what, near = "view", nearest(name, views(con))
     else:
-        what, near = "macro", nearest(name, [f"{each}({', '.join(takes)})" for each, takes in macros(con)])
+        what, near = "macro", nearest(name, [signature(*macro) for macro in macros(con)])
     return f"There is no {what} {name!r}. {near}{message[missing.end() :]}"
 
 
@@ -224,9 +224,9 @@ def say_what_is_lost(con: duckdb.DuckDBPyConnection, runs: Sequence[Run]) -> Non
     for run in runs:
         # Seqs have no gaps, so what is not there was there.
         found = con.execute(
-            "SELECT sum(lost) FROM (SELECT max(seq) + 1 - count(*) AS lost FROM internal.events "
+            "SELECT sum(lost) FROM (SELECT max(seq) + 1 - count(*) AS lost FROM internal.events_of(?) "
             "WHERE run_dir = ? AND number IS NOT NULL GROUP BY writer)",
-            [run.run_dir],
+            [[run.run_id], run.run_dir],
         ).fetchone()
         if found is not None and found[0]:
             rows.append((run.full, found[0]))
@@ -237,10 +237,3 @@ def _say_damage(rows: Sequence[tuple[str, int]]) -> None:
     for run, count in rows:
         what = "1 damaged record is" if count == 1 else f"{count:,} damaged records are"
         click.echo(f"analysis: {run}: {what} left out. `eventlog verify {run}` says where.", err=True)
-
-
-def ask(con: duckdb.DuckDBPyConnection, query: str, show: Callable[[], None]) -> None:
-    """Execute the query and show its result, or end the command with what DuckDB says."""
-    with in_words(con):
-        execute(con, query)
-        show()

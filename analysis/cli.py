@@ -23,6 +23,7 @@ import click
 from analysis import asking, naming, printing
 from analysis.asking import connected
 from analysis.naming import NotFound, Run, nearest
+from analysis.sqltext import identifier, literal
 from eventlog.record import json_of
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def runs(root: Path | None, where: str | None, sort: str | None, as_json: bool) 
             if column not in known:
                 raise NotFound(f"runs have no column {column!r}. {nearest(column, known)}")
             order = f'"{column}" {"DESC" if (sort or "").startswith("-") else "ASC"} NULLS LAST'
-        shown = "".join(f', {sql} AS "{_name(name)}"' for name, sql in fields.used.items())
+        shown = "".join(f", {sql} AS {identifier(name)}" for name, sql in fields.used.items())
         asking.execute(
             con,
             f"SELECT {'*' if as_json else _OVERVIEW + shown} FROM {source} WHERE ({condition}\n) "
@@ -338,11 +339,11 @@ def _write_parquet(
 ) -> None:
     # On lines of its own, so that the query may end in a comment, and that an error shows nothing else.
     query = statement.query.strip().rstrip(";")
-    with printing.replacing(output) as file:
-        path = str(file).replace("'", "''")
-        with asking.in_the_line_before():
-            (copy,) = con.extract_statements(f"COPY (FROM (\n{query}\n)) TO '{path}' (FORMAT parquet)")
-            asking.execute(con, copy, values)
+    with printing.replacing(output) as file, asking.in_the_line_before():
+        (copy,) = con.extract_statements(
+            f"COPY (FROM (\n{query}\n)) TO {literal(str(file))} (FORMAT parquet)"
+        )
+        asking.execute(con, copy, values)
 
 
 @contextmanager
@@ -379,9 +380,9 @@ def _print_guide(con: duckdb.DuckDBPyConnection) -> None:
 
     click.echo("The views:\n")
     for view in naming.views(con):
-        click.echo(f"  {view}({', '.join(name for name, _ in naming.columns(con, view))})")
-    for name, takes in naming.macros(con):
-        click.echo(f"  {name}({', '.join(takes)})")
+        click.echo(f"  {naming.signature(view, (name for name, _ in naming.columns(con, view)))}")
+    for macro in naming.macros(con):
+        click.echo(f"  {naming.signature(*macro)}")
     click.echo("\nSome queries:")
     for question, query in QUERIES.items():
         click.echo(f"\n-- {question}{query.rstrip()};")
@@ -506,7 +507,3 @@ def _save(curves: Sequence[Curve], output: Path, x: str, smooth: float, log_x: b
     if charts:
         with printing.replacing(output) as file:
             save(file, output.suffix[1:].lower(), charts, x, log_x, log_y)
-
-
-def _name(text: str) -> str:
-    return text.replace('"', '""')

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from analysis.asking import execute
 from analysis.naming import Run
+from analysis.sqltext import identifier, literal
 
 if TYPE_CHECKING:
     import duckdb
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 _LAST_AT_STEP = """
 SELECT project, run_id, step, key, max(time) AS time,
     arg_max({{value: value, int: int, text: text}}, (writer, seq)) AS last
-FROM metrics
-WHERE project = {project} AND run_id = {run_id} AND writer LIKE 'main-%' AND key IN ({keys})
+FROM internal.metrics_of([{run_id}])
+WHERE project = {project} AND writer LIKE 'main-%' AND key IN ({keys})
 GROUP BY project, run_id, step, key
 """
 
@@ -49,7 +50,6 @@ def read_curves(con: duckdb.DuckDBPyConnection, runs: Sequence[Run], keys: Seque
     """Return the curves that there are, by key and then by run; a value that is no number is in none."""
     found: dict[tuple[str, Run], list[tuple[int, float, float]]] = {}
     for run in runs:
-        # One query a run: a filter on an equal run decides which files are opened.
         execute(
             con,
             f"SELECT key, step, epoch(time), last.value FROM ({_last_at_step(run, keys)}) "
@@ -86,7 +86,7 @@ def wide(con: duckdb.DuckDBPyConnection, runs: Sequence[Run], keys: Sequence[str
     """Return the SQL for one row per run and step, and a column per key: a number where all values are, else text."""
     columns = []
     for key, is_whole, is_number in _types(con, runs, keys):
-        last = f'"{_name(key)}"'
+        last = identifier(key)
         number = f"coalesce({last}.int::VARCHAR, {last}.value::VARCHAR)"
         value = (
             f"{last}.int"
@@ -96,7 +96,7 @@ def wide(con: duckdb.DuckDBPyConnection, runs: Sequence[Run], keys: Sequence[str
             else f"coalesce({last}.text, {number})"
         )
         columns.append(f"{value} AS {last}")
-    listed = ", ".join(_text(key) for key in keys)
+    listed = ", ".join(literal(key) for key in keys)
     last = " UNION ALL ".join(f"({_last_at_step(run, keys)})" for run in runs)
     return (
         f"SELECT project, run_id, step, time, {', '.join(columns)} FROM ("
@@ -108,9 +108,9 @@ def wide(con: duckdb.DuckDBPyConnection, runs: Sequence[Run], keys: Sequence[str
 
 def long(runs: Sequence[Run], keys: Sequence[str]) -> str:
     """Return the SQL for one row per value, of every writer, as it was logged."""
-    listed = ", ".join(_text(key) for key in keys)
+    listed = ", ".join(literal(key) for key in keys)
     of_each = " UNION ALL ".join(
-        f"SELECT * FROM metrics WHERE project = {_text(run.project)} AND run_id = {_text(run.run_id)} "
+        f"SELECT * FROM internal.metrics_of([{literal(run.run_id)}]) WHERE project = {literal(run.project)} "
         f"AND key IN ({listed})"
         for run in runs
     )
@@ -132,13 +132,5 @@ def _types(
 
 def _last_at_step(run: Run, keys: Sequence[str]) -> str:
     return _LAST_AT_STEP.format(
-        project=_text(run.project), run_id=_text(run.run_id), keys=", ".join(_text(key) for key in keys)
+        project=literal(run.project), run_id=literal(run.run_id), keys=", ".join(literal(key) for key in keys)
     )
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
-def _name(value: str) -> str:
-    return value.replace('"', '""')

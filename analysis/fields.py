@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from analysis.naming import NotFound, nearest
-from analysis.sqltext import Reference, tokens, with_references
+from analysis.sqltext import Reference, identifier, literal, tokens, with_references
 
 COLUMNS = ("config", "summary")
 # What JSON has no word for, as FORMAT.md writes it.
@@ -108,7 +108,7 @@ def _as(kind: str, reference: Reference) -> str:
 
 def _text(reference: Reference) -> str:
     pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in reference.path)
-    return f"({reference.column} ->> '{pointer.replace(chr(39), 2 * chr(39))}')"
+    return f"({reference.column} ->> {literal(pointer)})"
 
 
 def _written(path: Iterable[str]) -> str:
@@ -117,7 +117,7 @@ def _written(path: Iterable[str]) -> str:
     >>> _written(["optimizer", "lr"]), _written(["eval/reward"])
     ('optimizer.lr', '"eval/reward"')
     """
-    return ".".join(part if part.isidentifier() else '"' + part.replace('"', '""') + '"' for part in path)
+    return ".".join(part if part.isidentifier() else identifier(part) for part in path)
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

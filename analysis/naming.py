@@ -120,12 +120,9 @@ def keys_of(con: duckdb.DuckDBPyConnection, runs: Sequence[Run]) -> list[str]:
     """Return the keys that are in the histories of these runs."""
     if not runs:
         return []
-    listed = ", ".join("?" * len(runs))
-    # A filter on the run decides which files are opened.
     rows = con.execute(
-        "SELECT DISTINCT project, run_id, key FROM metrics "
-        f"WHERE project IN ({listed}) AND run_id IN ({listed}) AND writer LIKE 'main-%'",
-        [*(run.project for run in runs), *(run.run_id for run in runs)],
+        "SELECT DISTINCT project, run_id, key FROM internal.metrics_of(?) WHERE writer LIKE 'main-%'",
+        [[run.run_id for run in runs]],
     ).fetchall()
     wanted = {(run.project, run.run_id) for run in runs}
     return sorted({key for project, run_id, key in rows if (project, run_id) in wanted})
@@ -163,6 +160,11 @@ def macros(con: duckdb.DuckDBPyConnection) -> list[tuple[str, list[str]]]:
         "AND NOT internal AND function_type IN ('macro', 'table_macro') GROUP BY 1 ORDER BY 1"
     ).fetchall()
     return rows
+
+
+def signature(name: str, takes: Iterable[str]) -> str:
+    """Return how a view with its columns is shown, or a macro with its arguments."""
+    return f"{name}({', '.join(takes)})"
 
 
 def columns(con: duckdb.DuckDBPyConnection, view: str) -> list[tuple[str, str]]:

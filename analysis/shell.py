@@ -253,9 +253,9 @@ class Shell:
 
 def print_views(con: duckdb.DuckDBPyConnection) -> None:
     for view in naming.views(con):
-        click.echo(f"  {view}({', '.join(name for name, _ in naming.columns(con, view))})")
-    for name, takes in naming.macros(con):
-        click.echo(f"  {name}({', '.join(takes)})   (a macro)")
+        click.echo(f"  {naming.signature(view, (name for name, _ in naming.columns(con, view)))}")
+    for macro in naming.macros(con):
+        click.echo(f"  {naming.signature(*macro)}   (a macro)")
 
 
 class _Completer(Completer):

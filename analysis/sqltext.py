@@ -1,4 +1,4 @@
-"""Reads SQL text as far as the command needs to: its tokens, whether it is complete, and references like `config.lr`.
+"""SQL as text: how a value and a name are written in it, and its tokens, its end, and references like `config.lr`.
 
 Invariants
 ----------
@@ -53,6 +53,22 @@ class Reference:
     @property
     def shown(self) -> str:
         return f"{self.column}.{'.'.join(self.path)}"
+
+
+def literal(value: str) -> str:
+    """
+    >>> literal("it's")
+    "'it''s'"
+    """
+    return "'" + value.replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """
+    >>> identifier('a "b" c')
+    '"a ""b"" c"'
+    """
+    return '"' + name.replace('"', '""') + '"'
 
 
 def tokens(text: str) -> list[Token]:

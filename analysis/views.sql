@@ -16,11 +16,13 @@ SELECT run_dir, writer, stream, max(last) + 1 AS records FROM internal.spans_of(
 
 -- Records as their writers wrote them, and those that are sealed: there, metrics are rows of their own, one for each value,
 -- and `data` is NULL.
-CREATE VIEW internal.events AS
-SELECT run_dir, writer, number, place, seq, time, kind, step, commit, as_text, data FROM internal.live_events
+CREATE MACRO internal.events_of(runs) AS TABLE
+SELECT run_dir, writer, number, place, seq, time, kind, step, commit, as_text, data FROM internal.live_events_of(runs)
 UNION ALL
-SELECT run_dir, writer, number, place, seq, time, kind, step, commit, as_text, json::JSON FROM internal.sealed_events
-WHERE nth = 0;
+SELECT run_dir, writer, number, place, seq, time, kind, step, commit, as_text, json::JSON
+FROM internal.sealed_events_of(runs) WHERE nth = 0;
+
+CREATE VIEW internal.events AS FROM internal.events_of(NULL);
 
 -- A value of a sealed record as the JSON that it was.
 CREATE MACRO internal.json_of(value, int, text, json) AS coalesce(json,
@@ -126,10 +128,12 @@ CREATE VIEW internal.leaf AS FROM internal.leaf_of(NULL);
 --     int     the same without rounding, where an integer was logged that fits
 --     text    a string; `true` or `false`; a list as JSON; an integer beyond BIGINT in full
 -- > SELECT step, value FROM metrics WHERE run_id = 'first' AND key = 'train/loss' ORDER BY writer, seq
-CREATE VIEW metrics AS
+CREATE MACRO internal.metrics_of(runs) AS TABLE
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, seq, step, time, replace(path, chr(31), '.') AS key, value, int, text
-FROM internal.leaf;
+FROM internal.leaf_of(runs);
+
+CREATE VIEW metrics AS FROM internal.metrics_of(NULL);
 
 -- What each metric came to, by writer: for "the best of each run" without reading every value. Of a sealed segment this is
 -- what its brief says (FORMAT.md), of all else it is computed here, and the two agree; but `sum` and `mean` may in the last digit.

@@ -13,7 +13,6 @@ Memory is bounded whatever the size of a log: each command goes through it once,
 from __future__ import annotations
 
 import difflib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -39,6 +38,7 @@ from eventlog.overview import (
 from eventlog.piece import RUN_FILE, RunIdentity
 from eventlog.reader import find_runs
 from eventlog.record import Record, encode_data, json_of
+from eventlog.roots import root_of
 from eventlog.segment import STREAMS
 
 if TYPE_CHECKING:
@@ -68,13 +68,13 @@ def main() -> None:
 @_json_option
 def ls(root: Path | None, as_json: bool) -> None:
     """List the runs: their state, records, last step, size and start."""
-    run_dirs = list(find_runs(_root(root)))
+    run_dirs = list(find_runs(root_of(root)))
     overviews = _of_each(run_dirs, overview_of)
     if as_json:
         for overview in overviews:
             _print_json(asdict(overview))
     elif not run_dirs:
-        click.echo(f"There is no run in {str(_root(root))!r}. Give --root, or set EVENTLOG_ROOT.", err=True)
+        click.echo(f"There is no run in {str(root_of(root))!r}. Give --root, or set EVENTLOG_ROOT.", err=True)
     else:
         _table_of_runs(overviews)
     sys.exit(_FOUND if len(overviews) == len(run_dirs) else _DAMAGED)
@@ -105,7 +105,7 @@ def _table_of_runs(overviews: list[Overview]) -> None:
 @_json_option
 def show(run: str, root: Path | None, as_json: bool) -> None:
     """Show one run: config, last values, pieces, damage."""
-    run_dir = find(run, _root(root))
+    run_dir = find(run, root_of(root))
     with _in_words(run_dir):
         overview = overview_of(run_dir)
         content = contents_of(run_dir)
@@ -159,7 +159,7 @@ def show(run: str, root: Path | None, as_json: bool) -> None:
 @click.option("--stream", type=click.Choice(STREAMS), default="events", show_default=True)
 def tail(run: str, root: Path | None, as_json: bool, follow: bool, lines: int, stream: str) -> None:
     """Print the newest records of a run, and follow them."""
-    run_dir = find(run, _root(root))
+    run_dir = find(run, root_of(root))
     with _in_words(run_dir):
         last = newest(run_dir, stream, max(lines, 0))
     for _, record in last:
@@ -337,7 +337,7 @@ def import_(
 
             mode = "online" if online else "offline"
             try:
-                runs += import_tfevents(path, _root(root), project, run_id, mode=mode, progress=tell).runs
+                runs += import_tfevents(path, root_of(root), project, run_id, mode=mode, progress=tell).runs
             except (FileNotFoundError, ValueError, EventlogError) as error:
                 raise click.UsageError(str(error)) from None
             except OSError as error:
@@ -425,7 +425,7 @@ def _name_of(run_dir: Path) -> str | None:
 
 def _meant(runs: tuple[str, ...], root: Path | None) -> list[Path]:
     """Return the directories of the runs that were named; of all, if none was."""
-    under = _root(root)
+    under = root_of(root)
     if not runs and not under.is_dir():
         raise NoSuchRun(f"there is no directory {str(under)!r}. Give --root, or set EVENTLOG_ROOT.")
     return [find(run, under) for run in runs] if runs else list(find_runs(under))
@@ -452,10 +452,6 @@ def _in_words(run_dir: Path) -> Iterator[None]:
         raise
     except (OSError, EventlogError) as error:
         raise click.ClickException(f"{name_of(run_dir)}: {error}") from None
-
-
-def _root(root: Path | None) -> Path:
-    return root or Path(os.environ.get("EVENTLOG_ROOT") or "runs")
 
 
 # ── printing ─────────────────────────────────────────────────────────────────────────────────────────────────

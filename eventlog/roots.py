@@ -31,6 +31,11 @@ def state_dir() -> Path:
     return Path(platformdirs.user_state_dir("tidelog"))
 
 
+def root_of(given: Path | str | None) -> Path:
+    """Return the root that was given, else `$EVENTLOG_ROOT`, else `./runs`."""
+    return Path(given or os.environ.get("EVENTLOG_ROOT") or "runs")
+
+
 def registered() -> list[Path]:
     """Return the roots in the order in which they were first used; some may be gone by now."""
     try:

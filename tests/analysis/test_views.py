@@ -114,10 +114,10 @@ def test_the_views_have_the_same_columns_whatever_there_is(tmp_path: Path) -> No
         assert ask(none, f"SELECT * FROM {view}") == []
 
 
-@pytest.mark.parametrize("view", VIEWS)
-def test_of_one_run_no_other_is_read(tmp_path: Path, view: str) -> None:
+def three_runs(root: Path) -> None:
+    """Log one row of each view in each of the runs a, b and c."""
     for run_id in ("a", "b", "c"):
-        run = handmade_run(tmp_path, run_id)
+        run = handmade_run(root, run_id)
         run.log(step=0, x=1)
         run.log("system", cpu=1.0)
         run.log("alert", title="t")
@@ -125,6 +125,11 @@ def test_of_one_run_no_other_is_read(tmp_path: Path, view: str) -> None:
         for stream, kind in (("console", "console"), ("files", "file")):
             HandmadePiece(run.identity, run.piece, stream=stream).log(kind, text="x", path="p", sha256="s")
         run.die()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_of_one_run_no_other_is_read(tmp_path: Path, view: str) -> None:
+    three_runs(tmp_path)
     con = analysis.connect(tmp_path)
     for file in [f for run_id in ("a", "c") for f in (tmp_path / "demo" / run_id).rglob("*.jsonl")]:
         os.truncate(file, 200 * 1024 * 1024)
@@ -138,15 +143,7 @@ def test_of_one_run_no_other_is_read(tmp_path: Path, view: str) -> None:
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_of_one_sealed_run_no_other_is_read(tmp_path: Path, view: str) -> None:
-    for run_id in ("a", "b", "c"):
-        run = handmade_run(tmp_path, run_id)
-        run.log(step=0, x=1)
-        run.log("system", cpu=1.0)
-        run.log("alert", title="t")
-        run.log("checkpoint", step=None)
-        for stream, kind in (("console", "console"), ("files", "file")):
-            HandmadePiece(run.identity, run.piece, stream=stream).log(kind, text="x", path="p", sha256="s")
-        run.die()
+    three_runs(tmp_path)
     seal_all(tmp_path, removes=True)
     con = analysis.connect(tmp_path)
     for file in (tmp_path / "demo" / "c" / "main-0001").rglob("*-*"):
