@@ -88,7 +88,7 @@ def load_trained(recipe: Recipe, checkpoints: Path, which: str, data: Path | Non
             f"the training in {str(checkpoints)!r} held out other problems than {problems.source}: some of these it may "
             "have been trained on. Give the --data that it was trained with, or others that it cannot have seen."
         )
-    chat = Chat.from_json(saved["tokenizer"]) if saved["tokenizer"] else chat_of(settings, task, problems)
+    chat = chat_of(settings, task, problems, saved["tokenizer"])
     torch.manual_seed(settings.seed)
     model = with_adapter(settings, model_of(settings, chat.vocab_size))
     restore_weights(settings, model, saved["model"])

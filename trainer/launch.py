@@ -31,6 +31,7 @@ from rich.console import Console
 import eventlog
 from eventlog import reader
 from eventlog.piece import RunIdentity
+from eventlog.roots import root_of
 from trainer import checkpoint, loop
 from trainer.chat import Chat
 from trainer.checkpoint import RunFile
@@ -215,8 +216,7 @@ def _refuse_another_log(
     if previous is None or os.environ.get("WANDB_MODE") == "disabled" or not checkpoint.any_in(checkpoints):
         return
     project = request.project or os.environ.get("WANDB_PROJECT") or recipe.project
-    root = request.root or Path(os.environ.get("EVENTLOG_ROOT") or "runs")
-    log = RunIdentity.new(project, previous.run_id, None).directory(root)
+    log = RunIdentity.new(project, previous.run_id, None).directory(root_of(request.root))
     if not log.is_dir():
         raise CheckpointError(
             f"the run in {str(checkpoints)!r} has no log in {str(log)!r}. Give the --root and the project that it began "
@@ -376,11 +376,7 @@ def _policy(
     random.seed(settings.seed)
     np.random.seed(settings.seed)
     torch.manual_seed(settings.seed)
-    chat = (
-        Chat.from_json(saved["tokenizer"])
-        if saved is not None and saved["tokenizer"]
-        else chat_of(settings, task, problems)
-    )
+    chat = chat_of(settings, task, problems, saved["tokenizer"] if saved is not None else None)
     return chat, model_of(settings, chat.vocab_size).to(compute.device)
 
 

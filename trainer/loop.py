@@ -226,6 +226,11 @@ def train(course: Course, state: State) -> float | None:
         progress.batch(at, row, trajectories, time.perf_counter() - started_s)
         save_if_due(course, state)
 
+    return log_the_end(course, state)
+
+
+def log_the_end(course: Course, state: State) -> float | None:
+    """Log the row of the policy after its last update; return its held-out reward."""
     at = course.at(state.totals.batches)
     row = mark(state, at) | evaluate_and_keep(course, state, at) | final_metrics(state.totals)
     log_row(course, {"global_step": at.global_step, **row}, at)
@@ -236,7 +241,7 @@ def evaluate(course: Course, state: State, at: At) -> Metrics:
     """Return what greedy decoding of the held-out problems says; draws nothing from the random generators."""
     course.progress.evaluating(at, len(course.problems.held_out))
     numbered = course.compute.share(list(enumerate(course.problems.held_out)))
-    mine = _play(course, state, [problem for _, problem in numbered], "eval", temperature=0.0)
+    mine = play_as(course, state, [problem for _, problem in numbered], "eval", temperature=0.0)
     for (number, _), trajectory in zip(numbered, mine, strict=True):
         trajectory.id = trajectory.group = f"eval.{at.global_step}.{number}"
     _log_trajectories(course, mine, at)
@@ -248,7 +253,7 @@ def evaluate(course: Course, state: State, at: At) -> Metrics:
     return row
 
 
-def _play(
+def play_as(
     course: Course, state: State, problems: Sequence[Any], split: str, *, temperature: float
 ) -> list[Trajectory]:
     """Play an episode of each problem; the trajectories say what for, and by which policy."""
@@ -298,7 +303,7 @@ def _rollout(course: Course, state: State, at: At) -> list[Trajectory]:
     numbered = course.compute.share(list(enumerate(problems)))
     course.progress.generating(len(problems))
     episodes = [problem for _, problem in numbered for _ in range(size)]
-    trajectories = _play(course, state, episodes, "train", temperature=settings.temperature)
+    trajectories = play_as(course, state, episodes, "train", temperature=settings.temperature)
     for place, (number, _) in enumerate(numbered):
         group = trajectories[place * size : (place + 1) * size]
         for member, trajectory in enumerate(group):

@@ -31,8 +31,13 @@ from trainer.tasks import Task
 MAX_OPENINGS = 2000
 
 
-def chat_of(settings: Settings, task: Task, problems: Problems) -> Chat:
-    """Return the tokenizer of these settings: a pretrained model's, or one that is learnt from the task's texts."""
+def chat_of(settings: Settings, task: Task, problems: Problems, kept: str | None = None) -> Chat:
+    """Return the tokenizer of these settings: a pretrained model's, or one that is learnt from the task's texts.
+
+    `kept` is what a checkpoint has of one that was learnt, as JSON.
+    """
+    if kept:
+        return Chat.from_json(kept)
     if settings.model_name:
         return Chat.pretrained(settings.model_name, task.tools)
     demonstrated: Iterator[Sequence[Turn]] = (task.demonstrate(problem) for problem in problems.warmup)

@@ -63,3 +63,9 @@ def shared_data(name: str) -> Path | None:
 def named_data(given: Path | None) -> Path | None:
     """Return the data that a person named: `--data`, else `$TIDELOG_DATA`."""
     return given or (Path(os.environ["TIDELOG_DATA"]) if os.environ.get("TIDELOG_DATA") else None)
+
+
+def named_file(given: Path | None) -> Path | None:
+    """Return the same, where a recipe makes problems up unless it is given some."""
+    named = named_data(given)
+    return None if named == GENERATED else named

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import analysis
-from tests.trainer.test_every_recipe import BATCH_RETURNS, GRPO, SHORT, Log, same
+from tests.trainer.test_every_recipe import BATCH_RETURNS, GRPO, ROLLOUTS, SHORT, Log, same
 from trainer import recipes
 from trainer.cli import main
 from trainer.config import with_overrides
@@ -85,17 +85,7 @@ def test_a_row_has_our_names_and_trls_for_the_same_numbers(log):
 
 
 def test_rollouts_are_what_the_trajectories_say(log):
-    for name, formula in {
-        "returns_sum": "sum(reward)",
-        "returns_mean": "avg(reward)",
-        "returns_std": "stddev_samp(reward)",
-        "returns_max": "max(reward)",
-        "returns_min": "min(reward)",
-        "advantages_mean": "avg(advantage)",
-        "advantages_std": "stddev_samp(advantage)",
-        "total_rollouts": "sum(count(*)) OVER (ORDER BY step)",
-        "returns_best_mean": "max(avg(reward)) OVER (ORDER BY step)",
-    }.items():
+    for name, formula in ROLLOUTS.items():
         same(log.curve(f"rollouts/{name}"), log.by_step(formula))
 
 

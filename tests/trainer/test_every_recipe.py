@@ -77,6 +77,18 @@ class Case:
     sets: tuple[str, ...] = ()
 
 
+# `rollouts/*` → SQL over the trajectories of a step.
+ROLLOUTS = {
+    "returns_sum": "sum(reward)",
+    "returns_mean": "avg(reward)",
+    "returns_std": "stddev_samp(reward)",
+    "returns_max": "max(reward)",
+    "returns_min": "min(reward)",
+    "advantages_mean": "avg(advantage)",
+    "advantages_std": "stddev_samp(advantage)",
+    "total_rollouts": "sum(count(*)) OVER (ORDER BY step)",
+    "returns_best_mean": "max(avg(reward)) OVER (ORDER BY step)",
+}
 CASES = [
     Case("base", "tiny_grpo"),
     Case(
@@ -205,17 +217,7 @@ def test_every_name_is_logged_and_the_project_is_the_old_one(trained):
 def test_rollouts_are_what_the_trajectories_say(trained):
     _, log, _, _ = trained
 
-    for name, formula in {
-        "returns_sum": "sum(reward)",
-        "returns_mean": "avg(reward)",
-        "returns_std": "stddev_samp(reward)",
-        "returns_max": "max(reward)",
-        "returns_min": "min(reward)",
-        "advantages_mean": "avg(advantage)",
-        "advantages_std": "stddev_samp(advantage)",
-        "total_rollouts": "sum(count(*)) OVER (ORDER BY step)",
-        "returns_best_mean": "max(avg(reward)) OVER (ORDER BY step)",
-    }.items():
+    for name, formula in ROLLOUTS.items():
         same(log.curve(f"rollouts/{name}"), log.by_step(formula))
     for name, formula in {"kl_mean": "avg", "kl_max": "max", "kl_std": "stddev_samp"}.items():
         found = log.curve(f"rollouts/{name}")

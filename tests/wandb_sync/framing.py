@@ -6,10 +6,9 @@ import json
 import struct
 import zlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from syncd.dotwandb import BLOCK_BYTES, HEADER, IDENT, MAGIC, VERSION, Damage, Deframer
+from syncd.dotwandb import BLOCK_BYTES, HEADER, IDENT, MAGIC, VERSION
 from syncd.wandb_records import messages
 
 _CHUNK = struct.Struct("<IHB")
@@ -65,13 +64,6 @@ def logged(
     if is_over:
         made.append(messages().Record(num=3 + rows, exit={"exit_code": 0}))
     return framed(record.SerializeToString() for record in made)
-
-
-def records_of(path: Path) -> list[Any]:
-    """Return the records of a whole file, as W&B's messages."""
-    deframer = Deframer()
-    found = [*deframer.feed(path.read_bytes()), *deframer.end()]
-    return [messages().Record.FromString(one.data) for one in found if not isinstance(one, Damage)]
 
 
 def placed(content: bytes) -> list[tuple[Any, int, int]]:

@@ -45,13 +45,12 @@ from eventlog.integrations.transformers import EventlogCallback
 from trainer import loop
 from trainer.chat import END
 from trainer.collectors import Metrics, UpdateStats
-from trainer.collectors.grpo import epoch_metrics, final_metrics, update_metrics
+from trainer.collectors.grpo import epoch_metrics, update_metrics
 from trainer.errors import SettingsError
 from trainer.loop import Course, State
 from trainer.models import save_pretrained
 from trainer.recipes import calculator
 from trainer.recipes.calculator import CalculatorSettings
-from trainer.rollout import play
 
 if importlib.util.find_spec("trl") is None:
     raise SettingsError(
@@ -180,17 +179,10 @@ class _Episodes:
         """Return an episode for each prompt; TRL repeats the prompt of a group for each of its members."""
         course, settings, self._trainer = self._course, self._course.settings, trainer
         course.progress.generating(len(prompts) // settings.group_size)
-        self.trajectories = play(
-            [self._problems[_question(prompt)] for prompt in prompts],
-            course.task,
-            self._state.chat,
-            course.engine,
-            loop.limits_of(settings),
-            temperature=settings.temperature,
-            concurrency=settings.concurrency,
+        problems = [self._problems[_question(prompt)] for prompt in prompts]
+        self.trajectories = loop.play_as(
+            course, self._state, problems, "train", temperature=settings.temperature
         )
-        for trajectory in self.trajectories:
-            trajectory.policy_version = self._state.totals.optimiser_steps
         begins = [t.mask.index(1) if any(t.mask) else len(t.mask) for t in self.trajectories]
         cut = list(zip(self.trajectories, begins, strict=True))
         # An episode that failed before its first token has nothing to learn, and TRL asks for a token nevertheless.
@@ -308,10 +300,7 @@ class _Rows(TrainerCallback):  # type: ignore[misc]
         loop.save_if_due(course, state)
 
     def _finish(self) -> None:
-        course, state, at = self._course, self._state, self._course.at(self._state.totals.batches)
-        row = loop.mark(state, at) | loop.evaluate_and_keep(course, state, at) | final_metrics(state.totals)
-        loop.log_row(course, {"global_step": at.global_step, **row}, at)
-        self.reward_after = row.get("eval/reward")
+        self.reward_after = loop.log_the_end(self._course, self._state)
 
 
 def _stats(logs: Mapping[str, float]) -> UpdateStats:

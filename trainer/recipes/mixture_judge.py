@@ -34,7 +34,7 @@ from trainer.config import Settings, require_at_least
 from trainer.data.mixture import DOMAINS, SOURCES, Problem, draw, make, parse_ratios, read
 from trainer.errors import DataError, SettingsError
 from trainer.judge import HttpJudge, Judge, JudgePromptLoader, RuleJudge, key_from_environment
-from trainer.problems import GENERATED, Problems, named_data
+from trainer.problems import Problems, named_file
 from trainer.recipes import Recipe
 from trainer.tasks.mixture import MixtureTask, RewardComputer
 
@@ -88,8 +88,8 @@ class MixtureSettings(Settings):
 
 def problems_for(settings: MixtureSettings, data: Path | None) -> Problems:
     """Read or make problems, and split each source alike."""
-    path = named_data(data)
-    if path in (None, GENERATED):
+    path = named_file(data)
+    if path is None:
         found, kept_apart = make(N_MADE, settings.seed), []
         source = "made in the form of six sources (no --data was given)"
     else:

@@ -28,7 +28,7 @@ from trainer.collectors import Collector
 from trainer.collectors.grpo import Examples
 from trainer.config import Settings
 from trainer.errors import DataError
-from trainer.problems import GENERATED, Problems, named_data
+from trainer.problems import Problems, named_file
 from trainer.recipes import Recipe
 from trainer.tasks.qa import QATask, generate, guessed, read_conversations
 
@@ -48,7 +48,7 @@ class QASettings(Settings):
 
 def problems_for(settings: QASettings, data: Path | None) -> Problems:
     """Read or make conversations, and split them."""
-    path = None if named_data(data) == GENERATED else named_data(data)
+    path = named_file(data)
     found = read_conversations(path) if path else generate(N_GENERATED, settings.seed, settings.facts)
     source = f"the conversations in {str(path)!r}" if path else "generated conversations (no file was given)"
     least = settings.eval_size + settings.n_demonstrated + settings.rollouts_per_step
