@@ -53,7 +53,7 @@ class Terminal:
         again_s = time.monotonic() + 1
         while (at := self.shown.find(wanted, self.read_to)) < 0:
             assert time.monotonic() < deadline_s, f"no {wanted!r} in {self.shown[self.read_to :]!r}"
-            if select.select([self.fd], [], [], 0.1)[0]:
+            if self._has_more(0.1):
                 self.shown += self._read()
             elif again and time.monotonic() > again_s:
                 self.type(again)
@@ -61,6 +61,13 @@ class Terminal:
         new = self.shown[self.read_to : at + len(wanted)]
         self.read_to = at + len(wanted)
         return new
+
+    def _has_more(self, wait_s: float) -> bool:
+        poll = (
+            select.poll()
+        )  # Unlike select(), it knows descriptors past 1023, of which a long test run may have some.
+        poll.register(self.fd, select.POLLIN)
+        return bool(poll.poll(wait_s * 1000))
 
     def _read(self) -> str:
         try:
@@ -79,7 +86,7 @@ class Terminal:
                 self.pid = 0
                 return os.waitstatus_to_exitcode(status)
             assert time.monotonic() < deadline_s, f"it goes on: {self.shown!r}"
-            if select.select([self.fd], [], [], 0.05)[0]:
+            if self._has_more(0.05):
                 try:
                     self.shown += os.read(self.fd, 65536).decode(errors="replace")
                 except OSError:

@@ -27,7 +27,7 @@ from tests.exactly_once.test_every_syscall import (
 )
 from tests.wandb_server import API_KEY
 from tests.wandb_server.store import StoredRun
-from tests.wandb_sync.framing import framed, records_of
+from tests.wandb_sync.framing import framed, placed
 from tests.wandb_sync.logged import ALL_ON, log_offline
 
 __all__ = ["setting"]
@@ -49,7 +49,7 @@ def copied(logged: Path, root: Path, run_id: str) -> None:
     directory = root / "wandb" / f"offline-run-20260102_030405-{run_id}"
     shutil.copytree(logged, directory, symlinks=True)
     (old,) = directory.glob("*.wandb")
-    records = records_of(old)
+    records = [record for record, _, _ in placed(old.read_bytes())]
     old.unlink()
     for record in records:
         if record.WhichOneof("record_type") == "run":
