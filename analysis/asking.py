@@ -212,7 +212,7 @@ def _names(pattern: re.Pattern[str], text: str) -> list[str]:
 def say_what_is_damaged(con: duckdb.DuckDBPyConnection) -> None:
     """Say of each run how many lines failed their checksum; this is known only where it was asked for."""
     rows = con.execute(
-        "SELECT r.project || '/' || r.run_id, count(*) FROM internal.damaged d JOIN internal.segments s USING (file) "
+        "SELECT r.project || '/' || r.run_id, count(*) FROM internal.damaged d JOIN internal.found_segments s USING (file) "
         "JOIN internal.runs r USING (run_dir) GROUP BY ALL ORDER BY ALL"
     ).fetchall()
     _say_damage(rows)
