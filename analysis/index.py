@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
@@ -43,6 +44,8 @@ _WORTH_PART = 0.01
 # A file system may tell the time in steps of two seconds; a server's clock may be a little off.
 _AT_REST_NS = 5_000_000_000
 _BATCH_RUNS = 256
+# What is being made is not so old.
+_LEFT_S = 3600.0
 _COMPUTED = ("config", "summary", "rollup", "alerts", "checkpoints", "facts")
 _TABLES = ("runs", "pieces", "segments", "cursors", *_COMPUTED, "objects")
 
@@ -179,11 +182,13 @@ def keep(
         return False
     finally:
         for left in (temporary, temporary.with_name(f"{temporary.name}.wal")):
-            left.unlink(missing_ok=True)
-    for older in path.parent.glob(f"{_name(root)}-*.duckdb"):
-        if older != path:
             with suppress(OSError):
-                older.unlink()
+                left.unlink()
+    for other in [*path.parent.glob(f"{_name(root)}-*.duckdb"), *path.parent.glob(f".{_name(root)}-*")]:
+        # Of another version, or left by who was killed meanwhile.
+        with suppress(OSError):
+            if other != path and (other.suffix == ".duckdb" or time.time() - other.stat().st_mtime > _LEFT_S):
+                other.unlink()
     return True
 
 

@@ -59,7 +59,8 @@ def _save(con: duckdb.DuckDBPyConnection, path: Path) -> None:
     with suppress(duckdb.Error):
         con.execute("DETACH DATABASE IF EXISTS template")
     for left in (temporary, temporary.with_name(f"{temporary.name}.wal")):
-        left.unlink(missing_ok=True)
+        with suppress(OSError):
+            left.unlink()
 
 
 def _run(con: duckdb.DuckDBPyConnection, name: str) -> None:

@@ -13,12 +13,11 @@ No file is opened here but briefs, to see whether they are whole.
 
 from __future__ import annotations
 
-import uuid
-import weakref
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -128,14 +127,9 @@ class Files:
     What is kept of a run says its files in one text, which is looked into when somebody asks for that run.
     """
 
-    known: ClassVar[weakref.WeakValueDictionary[str, Files]] = weakref.WeakValueDictionary()
-    """By key; each is kept by its connection, which calls it."""
-
     def __init__(self) -> None:
-        self.key = uuid.uuid4().hex
         self._generations: dict[int, _Generation] = {}
         self._newest = 0
-        self.known[self.key] = self
 
     def next(self, found: Mapping[str, list[SourcesOfRun]], kept: Mapping[str, list[str]]) -> int:
         """Take what there is now, by run id; return its generation. The one before it stays for who began with it."""
@@ -146,7 +140,7 @@ class Files:
 
     def sources(self, generation: int) -> set[str]:
         """Return the sources that there are at all."""
-        return set(self._generations[generation].examples)
+        return set(self._generations[generation].sources)
 
     def of(self, generation: int, source: str, run_ids: list[str] | None) -> str:
         """Return the names for DuckDB, in one text."""
@@ -158,8 +152,8 @@ class _Generation:
         self._found = found
         self._kept = kept
         self._joined: dict[tuple[str, bool], str] = {}
-        self.examples = dict(self._examples())
-        """A file of each source."""
+        self._examples = dict(self._first_of_each())
+        self.sources = self._examples.keys()
 
     def of(self, source: str, run_ids: list[str] | None) -> str:
         if run_ids is None or run_ids == FOUND:
@@ -173,7 +167,7 @@ class _Generation:
 
     def _names(self, source: str, runs: Iterable[SourcesOfRun]) -> str:
         # Where there is none another's is read, of which nothing counts: DuckDB refuses to read no file.
-        return _BETWEEN.join(name for run in runs for name in run.get(source, ())) or self.examples[source]
+        return _BETWEEN.join(name for run in runs for name in run.get(source, ())) or self._example(source)
 
     def _of_run(self, run_id: str) -> Iterator[SourcesOfRun]:
         yield from self._found.get(run_id, ())
@@ -182,7 +176,15 @@ class _Generation:
     def _all_kept(self) -> Iterator[SourcesOfRun]:
         return map(orjson.loads, chain.from_iterable(self._kept.values()))
 
-    def _examples(self) -> Iterator[tuple[str, str]]:
+    def _example(self, source: str) -> str:
+        """Return a file of the source; one that is still there, if any is."""
+        if not os.path.exists(self._examples[source]):
+            runs = chain(chain.from_iterable(self._found.values()), self._all_kept())
+            names = chain.from_iterable(run.get(source, ()) for run in runs)
+            self._examples[source] = next(filter(os.path.exists, names), self._examples[source])
+        return self._examples[source]
+
+    def _first_of_each(self) -> Iterator[tuple[str, str]]:
         texts = list(chain.from_iterable(self._kept.values()))
         together = "".join(texts)
         for source in SOURCES:
