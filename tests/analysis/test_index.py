@@ -25,7 +25,9 @@ from eventlog.seal import clean, seal
 from tests.analysis.test_connect import VIEWS, ask
 from tests.logs import HandmadePiece, handmade_run, resumed
 
-EXTRA = ["rollup", "system", "alerts", "checkpoints", "console", "files", "internal.runs", "internal.pieces"]
+EXTRA = ["system", "console", "files"]
+# What is kept, and which files there are; all others stand on these.
+KEPT = ["runs", "config", "summary", "rollup", "alerts", "checkpoints", "sync_state", "internal.pieces"]
 QUESTIONS = [
     "SELECT project, step, value, text FROM curve('everything', 'loss')",
     "SELECT * FROM compare_runs('everything', 'plain')",
@@ -35,9 +37,8 @@ QUESTIONS = [
 
 
 @pytest.fixture(autouse=True)
-def _each_run_is_worth_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _each_run_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "WORTH_RUNS", 1)
-    monkeypatch.setenv("TIDELOG_CACHE_DIR", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -66,8 +67,8 @@ def kept(root: Path) -> set[str]:
     return set(index.attach(con, root))
 
 
-def answers(con: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
-    asked = [f"SELECT * FROM {view}" for view in dict.fromkeys([*VIEWS, *EXTRA])] + QUESTIONS
+def answers(con: duckdb.DuckDBPyConnection, views: list[str] = KEPT) -> dict[str, list[str]]:
+    asked = [f"SELECT * FROM {view}" for view in views] + QUESTIONS
     return {sql: sorted(repr([_plain(cell) for cell in row]) for row in ask(con, sql)) for sql in asked}
 
 
@@ -78,12 +79,12 @@ def _plain(cell: Any) -> Any:
     return float(f"{cell:.14g}") if isinstance(cell, float) else cell
 
 
-def looked_at_anew(root: Path) -> dict[str, list[str]]:
+def looked_at_anew(root: Path, views: list[str] = KEPT) -> dict[str, list[str]]:
     """The answers of a connection that keeps nothing and has nothing kept."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIDELOG_CACHE_DIR", str(root / "no" / "such"))
         patch.setattr(index, "WORTH_RUNS", 1_000_000)
-        return answers(analysis.connect(root))
+        patch.setattr(index, "_path", lambda root: Path("/no/such/index"))
+        return answers(analysis.connect(root), views)
 
 
 def log_everything(root: Path, files: Path) -> None:
@@ -131,11 +132,12 @@ def test_every_view_and_macro_says_of_kept_runs_what_their_logs_say(
             if form == "sealed":
                 clean(run_dir)
     at_rest(root)
-    before = looked_at_anew(root)
+    views = list(dict.fromkeys([*VIEWS, *EXTRA, *KEPT]))
+    before = looked_at_anew(root, views)
 
-    assert answers(analysis.connect(root)) == before
+    assert answers(analysis.connect(root), views) == before
     assert kept(root) == {f"{run_dir.parent.name}/{run_dir.name}" for run_dir in find_runs(root)}
-    assert answers(analysis.connect(root)) == before
+    assert answers(analysis.connect(root), views) == before
 
 
 def test_what_is_asked_of_all_kept_runs_opens_no_log(root: Path) -> None:
@@ -241,7 +243,7 @@ def test_new_runs_join_those_that_are_kept(root: Path) -> None:
     assert kept(root) == {"demo/three", "demo/two"}
 
 
-def test_few_runs_are_not_worth_an_index(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_runs_are_not_worth_an_index(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "WORTH_RUNS", 3)
     for number in range(2):
         finished(root, f"run{number}")
@@ -250,7 +252,7 @@ def test_few_runs_are_not_worth_an_index(root: Path, tmp_path: Path, monkeypatch
     analysis.connect(root)
 
     assert kept(root) == set()
-    assert not list((tmp_path / "cache").glob("runs-*"))
+    assert not index._path(root).exists()
 
 
 def break_at(fraction: float) -> Callable[[Path], object]:
@@ -273,8 +275,9 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("broken", BROKEN)
 @pytest.mark.parametrize("what", ["runs", "schema"])
 def test_a_broken_cache_costs_time_and_nothing_else(
-    root: Path, tmp_path: Path, what: str, broken: str
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, broken: str
 ) -> None:
+    monkeypatch.setenv("TIDELOG_CACHE_DIR", str(tmp_path / "cache"))
     finished(root, "one")
     at_rest(root)
     before = answers(analysis.connect(root))
@@ -318,7 +321,8 @@ def test_what_is_open_goes_on_when_another_replaces_the_index(root: Path) -> Non
     assert len(before) == 3
 
 
-def test_an_index_is_for_its_user_only(root: Path, tmp_path: Path) -> None:
+def test_an_index_is_for_its_user_only(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDELOG_CACHE_DIR", str(tmp_path / "cache"))
     finished(root, "one", secret="hidden")
     at_rest(root)
     old = os.umask(0)
@@ -330,6 +334,11 @@ def test_an_index_is_for_its_user_only(root: Path, tmp_path: Path) -> None:
     (cached,) = (tmp_path / "cache").glob("runs-*")
     assert cached.stat().st_mode & 0o777 == 0o600
     assert cached.parent.stat().st_mode & 0o777 == 0o700
+
+
+def being_made(root: Path) -> list[Path]:
+    path = index._path(root)
+    return list(path.parent.glob(f".{path.name}.*"))
 
 
 KEEP = """
@@ -347,7 +356,7 @@ analysis.connect(sys.argv[1], progress=told)
 
 
 @pytest.mark.parametrize("done", [0, 1, 2])
-def test_who_is_killed_while_it_keeps_leaves_the_old_index(root: Path, tmp_path: Path, done: int) -> None:
+def test_who_is_killed_while_it_keeps_leaves_the_old_index(root: Path, done: int) -> None:
     finished(root, "old")
     at_rest(root)
     analysis.connect(root)
@@ -366,10 +375,10 @@ def test_who_is_killed_while_it_keeps_leaves_the_old_index(root: Path, tmp_path:
         process.send_signal(signal.SIGKILL)
 
     assert kept(root) == {"demo/old"}
-    left = list((tmp_path / "cache").glob(".runs-*"))
+    left = being_made(root)
     assert left
     for path in left:
         os.utime(path, (1, 1))
     assert answers(analysis.connect(root)) == before
     assert kept(root) == {"demo/old", "demo/run0", "demo/run1"}
-    assert not list((tmp_path / "cache").glob(".runs-*"))
+    assert not being_made(root)
