@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
-from analysis import asking, naming, printing
+from analysis import asking, naming, printing, verdicts
 from analysis.asking import connected
 from analysis.naming import NotFound, Run, nearest
 from analysis.sqltext import identifier, literal
@@ -47,6 +47,21 @@ _root_option = click.option(
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 _metric_option = click.option(
     "--metric", "metrics", metavar="KEY", multiple=True, help="May be given again; `train/*` is all of them."
+)
+
+
+_format_option = click.option(
+    "--format", "shape", type=click.Choice(printing.SHAPES), help="[default: as FILE is called, else table]"
+)
+_output_option = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write it there."
+)
+_steps_option = click.option(
+    "--steps",
+    type=click.IntRange(1),
+    default=verdicts.STEPS,
+    show_default=True,
+    help="What moves is over so many steps.",
 )
 
 
@@ -96,10 +111,8 @@ def main() -> None:
     multiple=True,
     help="The value of $NAME in the query: a number if it looks like one, else text; '5' in quotes is text.",
 )
-@click.option(
-    "--format", "shape", type=click.Choice(printing.SHAPES), help="[default: as FILE is called, else table]"
-)
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write it there.")
+@_format_option
+@_output_option
 @_json_option
 @click.option(
     "--verify", is_flag=True, help="Check every record's checksum first, and leave out what is damaged."
@@ -301,6 +314,50 @@ def export(
         _answer(con, query, {}, shape, output)
 
 
+@main.command()
+@click.argument("run", metavar="RUN")
+@_root_option
+@_steps_option
+@_format_option
+@_output_option
+@_json_option
+def gap(run: str, steps: int, **asked: Any) -> None:
+    """Say how far mathematics (MATH) is behind arithmetic (GSM8K), in percentage points, and whether that changes.
+
+    `trend` is the slope over the last steps, in points a step. RUN logs dataset/gsm8k/accuracy and dataset/math/accuracy.
+    """
+    _ask(verdicts.GAP, run, {"steps": steps}, **asked)
+
+
+@main.command()
+@click.argument("run", metavar="RUN")
+@_root_option
+@_steps_option
+@_format_option
+@_output_option
+@_json_option
+def judge(run: str, steps: int, **asked: Any) -> None:
+    """Say whether the judge answers: where its success rate is below 0.8, since when, and the moving mean.
+
+    RUN logs judge/success_rate.
+    """
+    _ask(verdicts.JUDGE, run, {"steps": steps}, **asked)
+
+
+@main.command()
+@click.argument("run", metavar="RUN")
+@_root_option
+@_format_option
+@_output_option
+@_json_option
+def cost(run: str, **asked: Any) -> None:
+    """Say what a right answer costs, the best step first.
+
+    RUN logs cost/avg_cost_per_sample and train/accuracy.
+    """
+    _ask(verdicts.COST, run, {}, **asked)
+
+
 # ── answering ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -332,6 +389,29 @@ def _answer(
                 if not rows:
                     for reason in asking.why_nothing(con, statement.query):
                         click.echo(reason, err=True)
+
+
+def _ask(
+    question: verdicts.Question,
+    word: str,
+    more: asking.Values,
+    root: Path | None,
+    shape: str | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    shape = printing.shape_of("json" if as_json else shape, output)
+    with connected(root) as con, asking.in_words(con):
+        run = naming.find_run(con, word)
+        asking.say_what_is_lost(con, [run])
+        values = {"run": run.run_id, "project": run.project, **more}
+        asking.execute(con, question.query, values)
+        rows = con.fetchall()
+        if not rows:
+            verdicts.refuse_without(con, run, question)
+        if shape == "table" and output is None and sys.stdout.isatty():
+            click.echo(question.verdict(rows) + "\n")
+        _answer(con, question.query, values, shape, output)
 
 
 def _write_parquet(
