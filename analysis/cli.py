@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -65,6 +66,15 @@ _steps_option = click.option(
 )
 
 
+_smooth_option = click.option(
+    "--smooth",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    metavar="WEIGHT",
+    help="Draw an exponential average instead, as W&B does: 0.9 is a lot.",
+)
+
+
 def _drawing_options(command: Command) -> Command:
     for option in (
         click.option("--log-x", is_flag=True, help="A logarithmic x axis."),
@@ -76,16 +86,9 @@ def _drawing_options(command: Command) -> Command:
             show_default=True,
             help="Over the steps, or over the time since the run began.",
         ),
-        click.option(
-            "--smooth",
-            type=click.FloatRange(0, 1, max_open=True),
-            default=0.0,
-            metavar="WEIGHT",
-            help="Draw an exponential average instead, as W&B does: 0.9 is a lot.",
-        ),
     ):
         command = option(command)
-    return command
+    return _smooth_option(command)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -312,6 +315,64 @@ def export(
         asking.say_what_is_lost(con, found)
         query = curves.long(found, keys) if long else curves.wide(con, found, keys)
         _answer(con, query, {}, shape, output)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN…")
+@_root_option
+@click.option(
+    "--keys",
+    "--metric",
+    "metrics",
+    metavar="GLOB",
+    multiple=True,
+    help="Draw these only; may be given again; `train/*` is all of them.",
+)
+@_smooth_option
+@click.option(
+    "--trajectories",
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="So many of the best and of the worst of each run.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    default=Path("report.html"),
+    show_default=True,
+    help="Write it there; `-` is stdout.",
+)
+def report(
+    runs: tuple[str, ...],
+    root: Path | None,
+    metrics: tuple[str, ...],
+    smooth: float,
+    trajectories: int,
+    output: Path,
+) -> None:
+    """Write a report on the RUNs: one HTML file that needs no network, to read, to keep, and to send to others.
+
+    It has warnings, last values, settings that differ, curves, the best and the worst trajectories, and the upload. Runs that
+    differ in nothing but their seed are drawn as their mean with its 95 % interval.
+    """
+    from analysis.report import read_report
+    from analysis.report_page import made_by, page
+
+    with connected(root) as con, asking.in_words(con):
+        found = naming.find_runs(con, runs)
+        keys = naming.find_keys(con, found, metrics) if metrics else None
+        content = read_report(con, found, keys, smooth, trajectories)
+    # Of what came from the command line, not all may be text.
+    html = page(content, made_by(content, metrics, datetime.now().astimezone())).encode("utf-8", "replace")
+    if str(output) == "-":
+        sys.stdout.buffer.write(html)
+    else:
+        with printing.replacing(output) as file:
+            file.write_bytes(html)
 
 
 @main.command()

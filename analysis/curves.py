@@ -26,7 +26,7 @@ _LAST_AT_STEP = """
 SELECT project, run_id, step, key, max(time) AS time,
     arg_max({{value: value, int: int, text: text}}, (writer, seq)) AS last
 FROM internal.metrics_of([{run_id}])
-WHERE project = {project} AND writer LIKE 'main-%' AND key IN ({keys})
+WHERE project = {project} AND writer LIKE 'main-%' AND {keys}
 GROUP BY project, run_id, step, key
 """
 
@@ -139,8 +139,7 @@ def _types(
     return [(key, *types.get(key, (False, False))) for key in keys]
 
 
-def last_at_step(run: Run, keys: Sequence[str]) -> str:
-    """Return the SQL for the points of these curves; `last` is a struct of value, int and text."""
-    return _LAST_AT_STEP.format(
-        project=literal(run.project), run_id=literal(run.run_id), keys=", ".join(literal(key) for key in keys)
-    )
+def last_at_step(run: Run, keys: Sequence[str] | None = None) -> str:
+    """Return the SQL for the points of these curves, or of all; `last` is a struct of value, int and text."""
+    listed = "true" if keys is None else f"key IN ({', '.join(literal(key) for key in keys)})"
+    return _LAST_AT_STEP.format(project=literal(run.project), run_id=literal(run.run_id), keys=listed)

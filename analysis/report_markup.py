@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
-from typing import Union
 
 # U+2400 … are pictures of the control characters; a newline and a tab are what they are.
 _CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
@@ -25,8 +24,8 @@ class Html(str):
     __slots__ = ()
 
 
-Inner = Union[None, str, Iterable["Inner"]]
-Attribute = Union[str, int, float, bool, None]
+Inner = str | Iterable["Inner"] | None
+Attribute = str | int | float | bool | None
 
 
 def text(value: str) -> Html:
@@ -59,7 +58,7 @@ def joined(*inner: Inner) -> Html:
     return Html("".join(parts))
 
 
-def tag(name: str, *inner: Inner, **attributes: Attribute) -> Html:
+def tag(name: str, /, *inner: Inner, **attributes: Attribute) -> Html:
     """Return an element; `class_` is class, `data_of` is data-of, True an attribute without a value, None no attribute.
 
     >>> tag("p", "<i>", class_="a", data_of='"', hidden=True, id=None)

@@ -34,6 +34,8 @@ class Question:
     """The metrics that a run has to log, at the same step."""
     query: str
     """With $run, $project, and perhaps $steps."""
+    drawn: tuple[str, ...]
+    """The columns that are a curve over the steps."""
     verdict: Callable[[Rows], str]
     """One sentence or two about all of its rows, of which there is one at least."""
 
@@ -117,17 +119,20 @@ GAP = Question(
     SELECT step, gsm8k, math, gap, regr_slope(gap, step) OVER (
         ORDER BY step ROWS BETWEEN $steps::BIGINT - 1 PRECEDING AND CURRENT ROW) AS slope
     FROM dataset_gap($run) WHERE project = $project) ORDER BY step""",
+    ("gap",),
     _gap,
 )
 JUDGE = Question(
     ("judge/success_rate",),
     """SELECT step, success_rate, mean, is_bad
 FROM judge_health($run, steps := $steps::BIGINT) WHERE project = $project ORDER BY step""",
+    ("mean",),
     _judge,
 )
 COST = Question(
     ("cost/avg_cost_per_sample", "train/accuracy"),
     "SELECT step, cost, accuracy, cost_per_correct FROM cost_efficiency($run) WHERE project = $project "
     "ORDER BY cost_per_correct NULLS LAST, step",
+    ("cost_per_correct",),
     _cost,
 )
