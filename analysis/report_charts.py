@@ -4,7 +4,7 @@ Invariants
 ----------
 * A chart is a pure function of its lines. Its size is bounded by how many points a line may have, whatever was logged.
 * Where points are left out, the lowest and the highest of every column stay, and the first and the last.
-* What has no place (NaN, infinite) breaks the line, is marked on the axis and is counted below the chart.
+* What has no place (NaN, infinite, beyond 1e300) breaks the line, is marked on the axis and is counted below the chart.
 * Beside its path a line carries the steps and values that it is drawn from, as numbers; the page's script reads nothing else.
 
 Colours are classes: what they look like, by day and by night, is the style sheet's.
@@ -22,6 +22,8 @@ from analysis.report_markup import Html, tag
 COLOURS = 8
 """After so many the colours come again, dashed."""
 WIDTH, HEIGHT = 600, 230
+# Of all curves together, and what one has at least and at most. A point costs some 20 bytes.
+_POINTS, _POINTS_MIN, POINTS_MAX = 120_000, 40, 1_000
 _RIGHT, _TOP, _BOTTOM = 10, 8, 22
 # Of a digit in an axis' font; and the room between the label and the axis.
 _DIGIT, _GAP = 6.4, 8
@@ -55,7 +57,7 @@ class Line:
     def missing(self) -> list[int]:
         """The steps whose value has no place in a chart."""
         steps, values = self.behind or (self.steps, self.values)
-        return [step for step, value in zip(steps, values, strict=True) if _ANYWHERE.at(value) is None]
+        return [step for step, value in zip(steps, values, strict=True) if not has_place(value)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,20 @@ class Chart:
     """What stands beside it: the names of the columns, and the rows."""
     missing: Sequence[int] = field(default_factory=tuple)
     """How many values of each line have no place; counted before points were left out."""
+
+
+def has_place(value: float) -> bool:
+    """Whether a chart can show it."""
+    return _ANYWHERE.at(value) is not None
+
+
+def points_each(lines: int) -> int:
+    """Return how many points a line may have, so that all of them make a file that can be sent.
+
+    >>> points_each(1), points_each(250), points_each(100_000)
+    (1000, 480, 40)
+    """
+    return min(max(_POINTS // max(1, lines), _POINTS_MIN), POINTS_MAX)
 
 
 def thinned(line: Line, most: int) -> Line:
@@ -211,10 +227,10 @@ def _grid(place: _Place, y_ticks: Sequence[tuple[float, str]]) -> Iterator[Html]
         if (y := place.y(value)) is not None:
             yield tag("path", d=f"M{place.left} {y:.1f}h{place.width}")
             yield tag("text", label, x=place.left - _GAP, y=f"{y + 3.5:.1f}", class_="y")
-    for step, label in place.x_axis.ticks(about=6):
+    for step, _ in place.x_axis.ticks(about=6):
         # A step is whole: half of one is no tick.
         if step == round(step):
-            yield tag("text", label, x=f"{place.x(step):.1f}", y=floor + 16, class_="x")
+            yield tag("text", f"{round(step):,}", x=f"{place.x(step):.1f}", y=floor + 16, class_="x")
     yield tag("path", d=f"M{place.left} {floor}h{place.width}", class_="floor")
 
 

@@ -3,7 +3,7 @@
 Invariants
 ----------
 * A `str` that is not `Html` is escaped wherever it goes, between tags and in attributes; only `tag` and `raw` make `Html`.
-* What a terminal or a browser would act on instead of showing (control characters) is shown as a sign of its own.
+* What would be acted on instead of shown (control characters, and those that turn the direction of a line) is shown as a sign.
 
 There is no file here, and nothing about runs.
 """
@@ -14,7 +14,10 @@ from collections.abc import Iterable
 from html import escape
 
 # U+2400 … are pictures of the control characters; a newline and a tab are what they are.
-_CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_CONTROLS = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: "␡"}
+# With these, a line can be made to read as what it is not.
+_TURNS = {code: f"‹U+{code:04X}›" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+_SIGNS = _CONTROLS | _TURNS
 _VOID = {"meta", "br"}
 
 
@@ -30,10 +33,10 @@ Attribute = str | int | float | bool | None
 
 def text(value: str) -> Html:
     """
-    >>> text('<b title="1">\\x1b[31m')
-    '&lt;b title=&quot;1&quot;&gt;␛[31m'
+    >>> text('<b title="1">\\x1b[31m\\u202e')
+    '&lt;b title=&quot;1&quot;&gt;␛[31m‹U+202E›'
     """
-    return Html(escape(value.translate(_CONTROLS)))
+    return Html(escape(value.translate(_SIGNS)))
 
 
 def raw(markup: str) -> Html:

@@ -25,9 +25,10 @@ import orjson
 
 from analysis.naming import Run
 from analysis.plots import written_time
-from analysis.report import Episode, Episodes, Facts, Ready, Report
+from analysis.report import Episode, Episodes, Facts, Report
 from analysis.report_charts import Chart, colour, drawn, notes, written
 from analysis.report_markup import Html, Inner, joined, raw, tag
+from analysis.report_ready import Ready
 from eventlog import __version__
 from eventlog.record import json_of
 
@@ -78,7 +79,7 @@ def page(report: Report, made: str) -> Html:
 
 def made_by(report: Report, keys: Sequence[str], now: datetime) -> str:
     """Return how such a report is made again, by which version, and when this one was."""
-    words = ["analysis report", *(each.run.full for each in report.runs)]
+    words = ["analysis report", *(shlex.quote(each.run.full) for each in report.runs)]
     words += [f"--keys {shlex.quote(key)}" for key in keys]
     words += [f"--smooth {report.smooth:g}"] if report.smooth else []
     return f"Made by `{' '.join(words)}`, Tidelog {__version__}, on {_moment(now)}."
@@ -303,8 +304,8 @@ def _value(value: Any) -> str:
 
 
 def _curves(report: Report) -> Html:
-    if not report.charts and not report.ready:
-        return joined(_nothing("There is no metric with two values or more to draw."), _single(report))
+    if not report.charts.drawn and not report.ready:
+        return joined(_nothing("There is no metric with two values or more to draw."), _not_drawn(report))
     legend = [
         tag(
             "button",
@@ -317,8 +318,8 @@ def _curves(report: Report) -> Html:
         )
         for number, each in enumerate(report.drawn)
     ]
-    sections = _sections([chart.title for chart in report.charts])
-    charts = {chart.title: chart for chart in report.charts}
+    sections = _sections([chart.title for chart in report.charts.drawn])
+    charts = {chart.title: chart for chart in report.charts.drawn}
     return joined(
         _about_curves(report),
         tag("div", legend, class_="legend"),
@@ -332,7 +333,7 @@ def _curves(report: Report) -> Html:
             )
             for section, keys in sections
         ],
-        _single(report),
+        _not_drawn(report),
     )
 
 
@@ -349,11 +350,21 @@ def _about_curves(report: Report) -> Html | None:
     return tag("p", " ".join(said), class_="note") if said else None
 
 
-def _single(report: Report) -> Html | None:
-    if not report.single:
-        return None
-    what = "1 metric has" if len(report.single) == 1 else f"{len(report.single)} metrics have"
-    return tag("p", f"{what} one value each, and no chart: {', '.join(report.single)}.", class_="note")
+def _not_drawn(report: Report) -> list[Html]:
+    """Return what is said of the metrics that have no chart."""
+    said = []
+    for keys, one, several in (
+        (
+            report.charts.single,
+            "1 metric has one value, and no chart",
+            "metrics have one value each, and no chart",
+        ),
+        (report.charts.placeless, "1 metric is never a finite number", "metrics are never a finite number"),
+    ):
+        if keys:
+            what = one if len(keys) == 1 else f"{len(keys)} {several}"
+            said.append(tag("p", f"{what}: {', '.join(keys)}.", class_="note"))
+    return said
 
 
 def _ready(ready: Ready) -> Html:
@@ -445,8 +456,8 @@ def _of_run(episodes: Episodes) -> Html:
 
 def _episode(episode: Episode, is_open: bool) -> Html:
     data = episode.data
-    info = orjson.loads(data["info"] or "{}")
-    split = info.get("split") if isinstance(info, dict) else None
+    info = _loaded(data["info"])
+    split = info.get("split")
     turns = data["turns"] or []
     tokens = data["completion_tokens"]
     facts = [
@@ -489,9 +500,7 @@ def _episode(episode: Episode, is_open: bool) -> Html:
 
 
 def _named(what: str, text: str | None) -> list[Html]:
-    found = orjson.loads(text or "{}")
-    if not isinstance(found, dict):
-        return []
+    found = _loaded(text)
     prefix = f"{what} " if what else ""
     return [
         tag("span", f"{prefix}{name} ", tag("b", _value(value)), class_="chip")
@@ -499,14 +508,20 @@ def _named(what: str, text: str | None) -> list[Html]:
     ]
 
 
-def _about(data: dict[str, Any], info: Any) -> list[Html]:
+def _loaded(text: str | None) -> dict[str, Any]:
+    """Return the object that a column has as JSON; what is no object has nothing to show by name."""
+    found = orjson.loads(text or "{}")
+    return found if isinstance(found, dict) else {}
+
+
+def _about(data: dict[str, Any], info: dict[str, Any]) -> list[Html]:
     known = {
         "id": data["id"],
         "group": data["group"],
         "prompt tokens": data["prompt_tokens"],
         "policy version": data["policy_version"],
         "duration": None if data["duration_s"] is None else written_time(data["duration_s"]),
-        **(info if isinstance(info, dict) else {}),
+        **info,
     }
     return [
         tag("span", f"{name} ", tag("b", _value(value)), class_="chip quiet")
