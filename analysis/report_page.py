@@ -32,8 +32,10 @@ from analysis.report_ready import Ready
 from eventlog import __version__
 from eventlog.record import json_of
 
-# Of one text in a transcript, of one value in a table, and of the turns of a trajectory.
-_TEXT_CHARS, _VALUE_CHARS, _TURNS = 4_000, 240, 40
+# Of one text in a transcript, and of one value in a table.
+_TEXT_CHARS, _VALUE_CHARS = 4_000, 240
+# Of a trajectory, of a turn, and of what is named beside it.
+_TURNS, _CALLS, _CHIPS = 40, 20, 40
 _OTHERS = "others"
 
 
@@ -462,11 +464,11 @@ def _episode(episode: Episode, is_open: bool) -> Html:
     tokens = data["completion_tokens"]
     facts = [
         None if episode.step is None else f"step {episode.step:,}",
-        split if isinstance(split, str) else None,
+        _cut(split, _VALUE_CHARS) if isinstance(split, str) else None,
         _counted(len(turns), "turn"),
         None if tokens is None else f"{tokens:,} tokens",
         None if data["advantage"] is None else f"advantage {written(data['advantage'])}",
-        data["stop_reason"],
+        None if data["stop_reason"] is None else f"stopped: {_cut(data['stop_reason'], _VALUE_CHARS)}",
     ]
     is_cut = len(turns) > _TURNS
     half = _TURNS // 2
@@ -500,11 +502,14 @@ def _episode(episode: Episode, is_open: bool) -> Html:
 
 
 def _named(what: str, text: str | None) -> list[Html]:
-    found = _loaded(text)
     prefix = f"{what} " if what else ""
+    return _chips([(prefix + name, _value(value)) for name, value in _loaded(text).items()], "chip")
+
+
+def _chips(pairs: list[tuple[str, str]], kind: str) -> list[Html]:
     return [
-        tag("span", f"{prefix}{name} ", tag("b", _value(value)), class_="chip")
-        for name, value in found.items()
+        tag("span", _cut(name, _VALUE_CHARS), " ", tag("b", value), class_=kind)
+        for name, value in pairs[:_CHIPS]
     ]
 
 
@@ -521,18 +526,15 @@ def _about(data: dict[str, Any], info: dict[str, Any]) -> list[Html]:
         "prompt tokens": data["prompt_tokens"],
         "policy version": data["policy_version"],
         "duration": None if data["duration_s"] is None else written_time(data["duration_s"]),
-        **info,
     }
-    return [
-        tag("span", f"{name} ", tag("b", _value(value)), class_="chip quiet")
-        for name, value in known.items()
-        if value is not None
-    ]
+    pairs = [(name, _value(value)) for name, value in [*known.items(), *info.items()] if value is not None]
+    return _chips(pairs, "chip quiet")
 
 
 def _turn(turn: dict[str, Any]) -> Html:
     role = turn["role"] or "?"
     tokens, duration = turn["completion_tokens"], turn["duration_s"]
+    calls = turn["tool_calls"] or []
     about = [
         None if tokens is None else f"{tokens:,} tokens",
         None if duration is None else written_time(duration),
@@ -547,7 +549,10 @@ def _turn(turn: dict[str, Any]) -> Html:
             class_="role",
         ),
         tag("div", _cut(turn["content"], _TEXT_CHARS), class_="said") if turn["content"] else None,
-        [_call(call) for call in turn["tool_calls"] or []],
+        [_call(call) for call in calls[:_CALLS]],
+        tag("p", f"And {_counted(len(calls) - _CALLS, 'call')} more.", class_="note")
+        if len(calls) > _CALLS
+        else None,
         class_=f"turn {known}",
     )
 

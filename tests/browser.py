@@ -105,8 +105,8 @@ class Browser:
             self._events.append(self._next())
 
     def ask(self, expression: str) -> Any:
-        """Return what the expression is, in the page."""
-        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
+        """Return what the expression is, in the page; of a promise, what it keeps."""
+        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
