@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     import duckdb
 
 _ALERTS_MAX = 20
+# Seqs have no gaps, so what is not there was there.
+_LOST_TRAJECTORIES = """
+SELECT max(seq) + 1 - count(*) FROM internal.trajectories_of([$run_id]) WHERE internal.project_of(run_dir) = $project
+GROUP BY writer
+"""
 
 # Words in a key that say which way is good. One of the third kind says that neither is.
 _UP = {
@@ -239,9 +244,11 @@ def _warnings(con: duckdb.DuckDBPyConnection, facts: list[Facts]) -> Iterator[Wa
                 "The run is stale.",
                 "Its writer, on another machine, was not heard of for 10 minutes.",
             )
-        if each.run in lost:
-            yield Warned("ERROR", each.label, "The log is damaged.", damage(each.run.full, lost[each.run]))
         of_run = {"project": each.run.project, "run_id": each.run.run_id}
+        execute(con, _LOST_TRAJECTORIES, of_run)
+        count = lost.get(each.run, 0) + sum(int(lost_here or 0) for (lost_here,) in con.fetchall())
+        if count:
+            yield Warned("ERROR", each.label, "The log is damaged.", damage(each.run.full, count))
         execute(
             con,
             "SELECT sum(TRY_CAST(data ->> 'dropped' AS BIGINT)), string_agg(DISTINCT data ->> 'reason', ', ') "

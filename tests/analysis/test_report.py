@@ -209,6 +209,18 @@ def test_warnings_are_what_went_wrong_and_nothing_else(tmp_path: Path) -> None:
     assert "for your information" not in said
 
 
+def test_a_damaged_trajectory_is_a_warning_too(tmp_path: Path) -> None:
+    with eventlog.init(project="demo", id="hurt", root=tmp_path, quiet=True) as run:
+        for step in range(3):
+            run.log_trajectory(Trajectory([Turn("user", f"task {step}")], reward=step), step=step)
+    (segment,) = (tmp_path / "demo" / "hurt" / "main-0001").glob("trajectories-*.jsonl")
+    segment.write_bytes(segment.read_bytes().replace(b'"task 1"', b'"task 1'))
+
+    page = seen(tmp_path, "hurt")
+
+    assert "1 damaged record is left out." in page.parts["warnings"]
+
+
 def test_of_very_many_alerts_there_are_the_newest_and_how_many_more(tmp_path: Path) -> None:
     run = handmade_run(tmp_path, "loud")
     for number in range(25):
@@ -228,19 +240,14 @@ def test_of_very_many_alerts_there_are_the_newest_and_how_many_more(tmp_path: Pa
 def test_the_best_is_marked_where_a_metric_says_which_way_is_good(tmp_path: Path) -> None:
     for run_id, value in (("low", 0.25), ("high", 0.75)):
         with eventlog.init(project="demo", id=run_id, root=tmp_path, quiet=True) as run:
-            run.define_metric("mine/turns", goal="maximize", summary="best")
-            run.log(
-                {
-                    "eval/reward": value,
-                    "train/loss": value + 1,
-                    "train/lr": value + 2,
-                    "mine/turns": value + 3,
-                }
-            )
+            run.define_metric("mine/turns", goal="maximize")
+            run.define_metric("mine/size*", summary="min")
+            run.log({"eval/reward": value, "train/loss": value + 1, "train/lr": value + 2})
+            run.log({"mine/turns": value + 3, "mine/sizes": value + 4})
 
     text = page_of(tmp_path, "low", "high")
 
-    assert re.findall(r'<td class="best" title="the best">([^<]*)', text) == ["0.75", "3.75", "1.25"]
+    assert re.findall(r'<td class="best" title="the best">([^<]*)', text) == ["0.75", "4.25", "3.75", "1.25"]
 
 
 def test_below_a_last_value_is_the_best_of_the_run_where_that_is_another(tmp_path: Path) -> None:
@@ -353,13 +360,13 @@ def test_a_run_that_logged_nothing_says_so(tmp_path: Path) -> None:
 # ── charts that are ready ────────────────────────────────────────────────────────────────────────────────────
 
 
-def mixture(root: Path, run_id: str, **config: Any) -> None:
+def mixture(root: Path, run_id: str, math: float = 40.0, **config: Any) -> None:
     with eventlog.init(project="demo", id=run_id, config=config, root=root, quiet=True) as run:
         for step in range(4):
             run.log(
                 {
                     "dataset/gsm8k/accuracy": 80.0,
-                    "dataset/math/accuracy": 40.0 + step,
+                    "dataset/math/accuracy": math + step,
                     "judge/success_rate": 0.9 - step / 10,
                     "cost/avg_cost_per_sample": 0.01,
                     "train/accuracy": [0.0, 50.0, 80.0, 40.0][step],
@@ -383,16 +390,21 @@ def test_the_mixture_charts_say_what_the_commands_say(tmp_path: Path) -> None:
 
 
 def test_the_mixture_of_several_seeds_is_one_line_with_a_band(tmp_path: Path) -> None:
-    mixture(tmp_path, "m1", seed=1)
-    mixture(tmp_path, "m2", seed=2)
+    mixture(tmp_path, "m1", math=40.0, seed=1)
+    mixture(tmp_path, "m2", math=42.0, seed=2)
 
-    (ready,) = read(tmp_path, "m1", "m2").ready
+    mixture(tmp_path, "other", math=50.0, seed=1, lr=0.1)
+
+    (ready,) = read(tmp_path, "m1", "m2", "other").ready
 
     gap = ready.charts[0]
-    assert [(line.values, line.band) for line in gap.lines] == [
-        ([40.0, 39.0, 38.0, 37.0], ([40.0, 39.0, 38.0, 37.0], [40.0, 39.0, 38.0, 37.0]))
-    ]
-    assert len(gap.notes) == 2
+    line, alone = gap.lines
+    assert (alone.values, alone.band) == ([30.0, 29.0, 28.0, 27.0], None)
+    assert line.values == [39.0, 38.0, 37.0, 36.0]
+    assert line.band is not None
+    # Student's t of one degree of freedom, on a deviation of √2.
+    assert line.band[1] == pytest.approx([mean + 12.706205 for mean in line.values])
+    assert [note.split(":")[0] for note in gap.notes] == ["m1", "m2", "other"]
 
 
 def test_ready_charts_are_there_only_with_their_keys(tmp_path: Path) -> None:
