@@ -291,8 +291,12 @@ def _table(report: Report, rows: list[Html], with_head: bool = True) -> Html:
         tag("td"),
         [tag("th", _swatch(each.colour), each.label, scope="col") for each in report.runs],
     )
+    # A value far from its key is hard to read.
+    is_narrow = len(report.runs) == 1 or not with_head
     return tag(
-        "div", tag("table", tag("thead", head) if with_head else None, tag("tbody", rows)), class_="card wide"
+        "div",
+        tag("table", tag("thead", head) if with_head else None, tag("tbody", rows)),
+        class_="card wide narrow" if is_narrow else "card wide",
     )
 
 
