@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import duckdb
 
 _ROWS_AT_ONCE = 50_000
+# Of a setting in a legend: a prompt may be one.
+_LABEL_CHARS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def drawn_together(comparison: Comparison) -> list[Drawn]:
         seed = mine.pop("seed", None)
         # Two runs of one seed, or of none, are not two draws of one experiment.
         alone = run if not has_seed else None
-        said = orjson.dumps(mine, option=orjson.OPT_SORT_KEYS, default=str)
+        said = orjson.dumps(mine, option=orjson.OPT_SORT_KEYS)
         members = settings.setdefault((run.project, alone, said), [])
         if has_seed and any(comparison.config["seed"][other] == seed for other in members):
             settings[run.project, run, said] = [run]
@@ -74,7 +76,7 @@ def _setting(group: list[Run], groups: list[list[Run]], comparison: Comparison) 
     for key in comparison.differing:
         values = comparison.config[key]
         if key != "seed" and any(values.get(group[0]) != values.get(other[0]) for other in groups):
-            told.append(f"{key}={values.get(group[0], '–')}")
+            told.append(f"{key}={values.get(group[0], '–')}"[:_LABEL_CHARS])
     return f"{', '.join(told) or ', '.join(run.run_id for run in group)} · {seeds}"
 
 

@@ -4,7 +4,7 @@ Invariants
 ----------
 * What is shown of a gap, a judge and costs is what the commands of these names answer, with the same verdicts.
 * Of each run, several metrics are in one chart: the colour says whose a line is, and the dashes which.
-
+* A chart whose metrics are not all there is not there.
 """
 
 from __future__ import annotations
@@ -72,8 +72,6 @@ _READY = {
     ),
 }
 _STYLES = ("", "second", "third")
-
-
 # What else is drawn of each run: a gap, a judge's rate, mean and failures, a price.
 _MIXTURE_LINES = 5
 
@@ -202,7 +200,7 @@ def _gap(con: duckdb.DuckDBPyConnection, drawn: list[Drawn], answers: _Answers, 
 
 def _judge(con: duckdb.DuckDBPyConnection, drawn: list[Drawn], answers: _Answers, smooth: float) -> Chart:
     (rate,) = answers.question.needs
-    # It is smoothed as it is.
+    # A moving mean is smooth as it is.
     lines = [
         _labelled(replace(line, band=None), "success rate", "under")
         for _, line in read_lines(con, drawn, [rate], 0)
