@@ -249,7 +249,12 @@ def say_what_is_damaged(con: duckdb.DuckDBPyConnection) -> None:
 
 def say_what_is_lost(con: duckdb.DuckDBPyConnection, runs: Sequence[Run]) -> None:
     """Say of each run how many events of its history are missing between others: their lines are damaged."""
-    rows = []
+    _say_damage([(run.full, count) for run, count in lost_events(con, runs).items()])
+
+
+def lost_events(con: duckdb.DuckDBPyConnection, runs: Sequence[Run]) -> dict[Run, int]:
+    """Return how many that is, of each run that lost any."""
+    lost = {}
     for run in runs:
         # Seqs have no gaps, so what is not there was there.
         found = con.execute(
@@ -258,11 +263,15 @@ def say_what_is_lost(con: duckdb.DuckDBPyConnection, runs: Sequence[Run]) -> Non
             [[run.run_id], run.run_dir],
         ).fetchone()
         if found is not None and found[0]:
-            rows.append((run.full, found[0]))
-    _say_damage(rows)
+            lost[run] = int(found[0])
+    return lost
 
 
 def _say_damage(rows: Sequence[tuple[str, int]]) -> None:
     for run, count in rows:
-        what = "1 damaged record is" if count == 1 else f"{count:,} damaged records are"
-        click.echo(f"analysis: {run}: {what} left out. `eventlog verify {run}` says where.", err=True)
+        click.echo(f"analysis: {run}: {damage(run, count)}", err=True)
+
+
+def damage(run: str, count: int) -> str:
+    what = "1 damaged record is" if count == 1 else f"{count:,} damaged records are"
+    return f"{what} left out. `eventlog verify {run}` says where."

@@ -15,12 +15,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
-from analysis import asking, naming, printing
+from analysis import asking, naming, printing, verdicts
 from analysis.asking import connected
 from analysis.naming import NotFound, Run, nearest
 from analysis.sqltext import identifier, literal
@@ -50,6 +51,30 @@ _metric_option = click.option(
 )
 
 
+_format_option = click.option(
+    "--format", "shape", type=click.Choice(printing.SHAPES), help="[default: as FILE is called, else table]"
+)
+_output_option = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write it there."
+)
+_steps_option = click.option(
+    "--steps",
+    type=click.IntRange(1),
+    default=verdicts.STEPS,
+    show_default=True,
+    help="What moves is over so many steps.",
+)
+
+
+_smooth_option = click.option(
+    "--smooth",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    metavar="WEIGHT",
+    help="Draw an exponential average instead, as W&B does: 0.9 is a lot.",
+)
+
+
 def _drawing_options(command: Command) -> Command:
     for option in (
         click.option("--log-x", is_flag=True, help="A logarithmic x axis."),
@@ -61,16 +86,9 @@ def _drawing_options(command: Command) -> Command:
             show_default=True,
             help="Over the steps, or over the time since the run began.",
         ),
-        click.option(
-            "--smooth",
-            type=click.FloatRange(0, 1, max_open=True),
-            default=0.0,
-            metavar="WEIGHT",
-            help="Draw an exponential average instead, as W&B does: 0.9 is a lot.",
-        ),
     ):
         command = option(command)
-    return command
+    return _smooth_option(command)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -96,10 +114,8 @@ def main() -> None:
     multiple=True,
     help="The value of $NAME in the query: a number if it looks like one, else text; '5' in quotes is text.",
 )
-@click.option(
-    "--format", "shape", type=click.Choice(printing.SHAPES), help="[default: as FILE is called, else table]"
-)
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write it there.")
+@_format_option
+@_output_option
 @_json_option
 @click.option(
     "--verify", is_flag=True, help="Check every record's checksum first, and leave out what is damaged."
@@ -301,6 +317,108 @@ def export(
         _answer(con, query, {}, shape, output)
 
 
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN…")
+@_root_option
+@click.option(
+    "--keys",
+    "--metric",
+    "metrics",
+    metavar="GLOB",
+    multiple=True,
+    help="Draw these only; may be given again; `train/*` is all of them.",
+)
+@_smooth_option
+@click.option(
+    "--trajectories",
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="So many of the best and of the worst of each run.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    default=Path("report.html"),
+    show_default=True,
+    help="Write it there; `-` is stdout.",
+)
+def report(
+    runs: tuple[str, ...],
+    root: Path | None,
+    metrics: tuple[str, ...],
+    smooth: float,
+    trajectories: int,
+    output: Path,
+) -> None:
+    """Write a report on the RUNs: one HTML file that needs no network, to read, to keep, and to send to others.
+
+    It has warnings, last values, settings that differ, curves, the best and the worst trajectories, and the upload. Runs that
+    differ in nothing but their seed are drawn as their mean with its 95 % interval.
+    """
+    from analysis.report import read_report
+    from analysis.report_page import made_by, page
+
+    with connected(root) as con, asking.in_words(con):
+        found = naming.find_runs(con, runs)
+        keys = naming.find_keys(con, found, metrics) if metrics else None
+        content = read_report(con, found, keys, smooth, trajectories)
+    # Of what came from the command line, not all may be text.
+    html = page(content, made_by(content, metrics, datetime.now().astimezone())).encode("utf-8", "replace")
+    if str(output) == "-":
+        sys.stdout.buffer.write(html)
+    else:
+        with printing.replacing(output) as file:
+            file.write_bytes(html)
+
+
+@main.command()
+@click.argument("run", metavar="RUN")
+@_root_option
+@_steps_option
+@_format_option
+@_output_option
+@_json_option
+def gap(run: str, steps: int, **asked: Any) -> None:
+    """Say how far mathematics (MATH) is behind arithmetic (GSM8K), in percentage points, and whether that changes.
+
+    `trend` is the slope over the last steps, in points a step. RUN logs dataset/gsm8k/accuracy and dataset/math/accuracy.
+    """
+    _ask(verdicts.GAP, run, {"steps": steps}, **asked)
+
+
+@main.command()
+@click.argument("run", metavar="RUN")
+@_root_option
+@_steps_option
+@_format_option
+@_output_option
+@_json_option
+def judge(run: str, steps: int, **asked: Any) -> None:
+    """Say whether the judge answers: where its success rate is below 0.8, since when, and the moving mean.
+
+    RUN logs judge/success_rate.
+    """
+    _ask(verdicts.JUDGE, run, {"steps": steps}, **asked)
+
+
+@main.command()
+@click.argument("run", metavar="RUN")
+@_root_option
+@_format_option
+@_output_option
+@_json_option
+def cost(run: str, **asked: Any) -> None:
+    """Say what a right answer costs, the best step first.
+
+    RUN logs cost/avg_cost_per_sample and train/accuracy.
+    """
+    _ask(verdicts.COST, run, {}, **asked)
+
+
 # ── answering ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -332,6 +450,29 @@ def _answer(
                 if not rows:
                     for reason in asking.why_nothing(con, statement.query):
                         click.echo(reason, err=True)
+
+
+def _ask(
+    question: verdicts.Question,
+    word: str,
+    more: asking.Values,
+    root: Path | None,
+    shape: str | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    shape = printing.shape_of("json" if as_json else shape, output)
+    with connected(root) as con, asking.in_words(con):
+        run = naming.find_run(con, word)
+        asking.say_what_is_lost(con, [run])
+        values = {"run": run.run_id, "project": run.project, **more}
+        asking.execute(con, question.query, values)
+        rows = con.fetchall()
+        if not rows:
+            verdicts.refuse_without(con, run, question)
+        if shape == "table" and output is None and sys.stdout.isatty():
+            click.echo(question.verdict(rows) + "\n")
+        _answer(con, question.query, values, shape, output)
 
 
 def _write_parquet(

@@ -26,7 +26,7 @@ _LAST_AT_STEP = """
 SELECT project, run_id, step, key, max(time) AS time,
     arg_max({{value: value, int: int, text: text}}, (writer, seq)) AS last
 FROM internal.metrics_of([{run_id}])
-WHERE project = {project} AND writer LIKE 'main-%' AND key IN ({keys})
+WHERE project = {project} AND writer LIKE 'main-%' AND {keys}
 GROUP BY project, run_id, step, key
 """
 
@@ -52,7 +52,7 @@ def read_curves(con: duckdb.DuckDBPyConnection, runs: Sequence[Run], keys: Seque
     for run in runs:
         execute(
             con,
-            f"SELECT key, step, epoch(time), last.value FROM ({_last_at_step(run, keys)}) "
+            f"SELECT key, step, epoch(time), last.value FROM ({last_at_step(run, keys)}) "
             "WHERE last.value IS NOT NULL AND step IS NOT NULL ORDER BY step",
         )
         rows = con.fetchall()
@@ -69,17 +69,26 @@ def read_curves(con: duckdb.DuckDBPyConnection, runs: Sequence[Run], keys: Seque
 
 
 def smoothed(curve: Curve, weight: float) -> Curve:
-    """Return the curve with each value drawn to the average of those before it; what is not finite stays as it is."""
-    values = []
+    """Return the curve with each value drawn to the average of those before it."""
+    return replace(curve, values=averaged(curve.values, weight))
+
+
+def averaged(values: Sequence[float], weight: float) -> list[float]:
+    """Return the exponential average at each value; what is not finite stays as it is.
+
+    >>> averaged([0.0, 1.0, math.inf], 0.5)
+    [0.0, 0.6666666666666666, inf]
+    """
+    found = []
     average, debt = 0.0, 1.0
-    for value in curve.values:
+    for value in values:
         if not math.isfinite(value):
-            values.append(value)
+            found.append(value)
             continue
         average = average * weight + (1 - weight) * value
         debt *= weight
-        values.append(average / (1 - debt))
-    return replace(curve, values=values)
+        found.append(average / (1 - debt))
+    return found
 
 
 def wide(con: duckdb.DuckDBPyConnection, runs: Sequence[Run], keys: Sequence[str]) -> str:
@@ -97,7 +106,7 @@ def wide(con: duckdb.DuckDBPyConnection, runs: Sequence[Run], keys: Sequence[str
         )
         columns.append(f"{value} AS {last}")
     listed = ", ".join(literal(key) for key in keys)
-    last = " UNION ALL ".join(f"({_last_at_step(run, keys)})" for run in runs)
+    last = " UNION ALL ".join(f"({last_at_step(run, keys)})" for run in runs)
     return (
         f"SELECT project, run_id, step, time, {', '.join(columns)} FROM ("
         f"PIVOT (SELECT * EXCLUDE (time), max(time) OVER (PARTITION BY project, run_id, step) AS time FROM ({last})) "
@@ -120,7 +129,7 @@ def long(runs: Sequence[Run], keys: Sequence[str]) -> str:
 def _types(
     con: duckdb.DuckDBPyConnection, runs: Sequence[Run], keys: Sequence[str]
 ) -> list[tuple[str, bool, bool]]:
-    of_each = " UNION ALL ".join(f"SELECT key, last.* FROM ({_last_at_step(run, keys)})" for run in runs)
+    of_each = " UNION ALL ".join(f"SELECT key, last.* FROM ({last_at_step(run, keys)})" for run in runs)
     # A bool is a number and a text, and is written as the text.
     rows = con.execute(
         f"SELECT key, bool_and(int IS NOT NULL AND text IS NULL), bool_and(value IS NOT NULL AND text IS NULL) "
@@ -130,7 +139,7 @@ def _types(
     return [(key, *types.get(key, (False, False))) for key in keys]
 
 
-def _last_at_step(run: Run, keys: Sequence[str]) -> str:
-    return _LAST_AT_STEP.format(
-        project=literal(run.project), run_id=literal(run.run_id), keys=", ".join(literal(key) for key in keys)
-    )
+def last_at_step(run: Run, keys: Sequence[str] | None = None) -> str:
+    """Return the SQL for the points of these curves, or of all; `last` is a struct of value, int and text."""
+    listed = "true" if keys is None else f"key IN ({', '.join(literal(key) for key in keys)})"
+    return _LAST_AT_STEP.format(project=literal(run.project), run_id=literal(run.run_id), keys=listed)
