@@ -25,7 +25,7 @@ import weakref
 from collections.abc import Iterable
 from importlib.resources import files as files_of
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import duckdb
 import orjson
@@ -127,6 +127,15 @@ FROM {briefs}
 WHERE metrics IS NOT NULL
 """
 _LIVE_COLUMNS = "seq, kind, step, commit, as_text, data"
+
+
+def __getattr__(name: str) -> Any:
+    # W&B's public API: what it needs is imported by whoever asks for it.
+    if name == "Api":
+        from analysis.api import Api
+
+        return Api
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def connect(root: Path | str | None = None, *, verify: bool = False) -> duckdb.DuckDBPyConnection:

@@ -154,7 +154,7 @@ def _equal(value: Any, asked: Any) -> bool:
 def _same(value: Any, asked: Any) -> bool:
     if isinstance(value, bool) or isinstance(asked, bool):
         return value is asked
-    return bool(value == asked) or value != value and asked != asked
+    return bool(value == asked) or (value != value and asked != asked)
 
 
 def _is_condition(asked: Any) -> bool:

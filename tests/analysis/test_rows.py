@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given
@@ -33,7 +34,9 @@ definitions = st.fixed_dictionaries(
         "step_metric": st.sampled_from(["global_step", "b"]),
         "step_sync": st.booleans(),
         "overwrite": st.booleans(),
-        "summary": st.lists(st.sampled_from(["min", "max", "mean", "last", "first", "none"]), max_size=2, unique=True),
+        "summary": st.lists(
+            st.sampled_from(["min", "max", "mean", "last", "first", "none"]), max_size=2, unique=True
+        ),
     },
 )
 paths = st.sampled_from([["a"], ["n"], ["n", "x"], ["best"]])
@@ -57,7 +60,9 @@ def records(log: list[tuple[dict[str, Any], int]]) -> list[Record]:
     made, time_us = [Record(0, 1_000_000_000, "start", {"config": {}})], 1_000_000_000
     for seq, (what, later_us) in enumerate(log, start=1):
         time_us += later_us
-        made.append(Record(seq, time_us, what["kind"], what["data"], what.get("step"), what.get("commit", False)))
+        made.append(
+            Record(seq, time_us, what["kind"], what["data"], what.get("step"), what.get("commit", False))
+        )
     return made
 
 
@@ -96,7 +101,7 @@ def test_the_summary_is_the_one_that_syncd_sends(log: list[tuple[dict[str, Any],
 def test_a_sample_is_spread_over_all_rows(n: int, samples: int) -> None:
     found = [row["n"] for row in sampled(({"n": i} for i in range(n)), samples)]
 
-    gaps = [after - before for before, after in zip(found, found[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(found)]
     assert len(found) == min(n, samples)
     assert found[:1] == [0][:n]
     assert samples == 1 or found[-1:] == ([n - 1] if n else [])
