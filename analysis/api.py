@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, overload
+from urllib.parse import unquote, urlsplit
 
 import orjson
 
@@ -74,9 +75,9 @@ FROM runs r JOIN internal.runs i ON i.project = r.project AND i.run_id = r.run_i
 LEFT JOIN said USING (run_dir)
 """
 _KNOWN = """
-SELECT r.run_dir, r.project, r.run_id, r.path, coalesce(c.entity, r.entity), c.url
+SELECT r.run_dir, r.project, r.run_id, r.path, r.entity, c.url
 FROM internal.runs r LEFT JOIN (
-    SELECT run_dir, arg_max(sink_entity, time_us) AS entity, arg_max(url, time_us) AS url
+    SELECT run_dir, arg_max(url, time_us) AS url
     FROM internal.cursors WHERE sink_run_id = (SELECT u.run_id FROM internal.runs u WHERE u.run_dir = cursors.run_dir)
     GROUP BY run_dir
 ) c USING (run_dir)
@@ -182,6 +183,15 @@ class Api:
             raise CommError(f"there is no project {name!r}. {nearest(name, found)}")
         return found[name]
 
+    def from_path(self, path: str) -> Run | Project:
+        """Return the run (`entity/project/runs/run_id`) or the project (`entity/project`) of that path."""
+        parts = _parts(path)
+        return (
+            self.run(path)
+            if len(parts) > 2
+            else self.project(parts[-1], parts[0] if len(parts) == 2 else None)
+        )
+
     def artifact(self, name: str, type: str | None = None) -> Artifact:
         """Return one version of an artifact: `entity/project/name:alias`, by a version (`v2`) or an alias; else `latest`."""
         self.flush()
@@ -191,7 +201,10 @@ class Api:
         if projects == [None]:
             projects = sorted({run.project for run in self._runs.values()})
         found = [
-            each for one in projects for each in self.artifacts_in(one) if each.name.startswith(f"{bare}:")
+            each
+            for one in projects
+            for each in self.artifacts_in(one)
+            if each.source_name.startswith(f"{bare}:")
         ]
         if not found:
             names = [each.name for one in projects for each in self.artifacts_in(one)]
@@ -208,7 +221,9 @@ class Api:
                 f"several projects have an artifact {bare!r}. Say which, as in {meant[0].project}/{bare}."
             )
         if type is not None and meant[0].type != type:
-            raise CommError(f"artifact {meant[0].name!r} is of type {meant[0].type!r}, not {type!r}.")
+            raise CommError(f"artifact {meant[0].source_name!r} is of type {meant[0].type!r}, not {type!r}.")
+        # Called as it was asked for, as W&B does.
+        meant[0].name = f"{bare}:{alias or 'latest'}"
         return meant[0]
 
     def artifacts(
@@ -222,11 +237,11 @@ class Api:
     ) -> list[Artifact]:
         """Return the versions of an artifact, the newest first."""
         newest = self.artifact(name.partition(":")[0], type_name)
-        bare = newest.name.partition(":")[0]
+        bare = newest.source_name.partition(":")[0]
         return [
             each
             for each in reversed(self.artifacts_in(newest.project))
-            if each.name.startswith(f"{bare}:") and set(tags or ()) <= set(each.tags)
+            if each.source_name.startswith(f"{bare}:") and set(tags or ()) <= set(each.tags)
         ]
 
     artifact_versions = artifacts
@@ -287,7 +302,7 @@ class Api:
     def _known(self) -> dict[str, Run]:
         """Return the runs by their directories, of which no log was read yet."""
         return {
-            run_dir: Run(self, run_dir, project, run_id, path, entity, url, None)
+            run_dir: Run(self, run_dir, project, run_id, path, _entity_in(url) or entity, url, None)
             for run_dir, project, run_id, path, entity, url in self._ask(_KNOWN)
         }
 
@@ -384,6 +399,16 @@ class Project:
 
     def __repr__(self) -> str:
         return f"<Project {'/'.join(filter(None, self.path))}>"
+
+
+def _entity_in(url: str | None) -> str | None:
+    """Return whose run it became where it was uploaded: who logged in decides, if nobody said.
+
+    >>> _entity_in("https://wandb.ai/my%20team/demo/runs/one"), _entity_in(None)
+    ('my team', None)
+    """
+    parts = urlsplit(url or "").path.split("/")
+    return unquote(parts[-4]) if len(parts) > 4 and parts[-2] == "runs" else None
 
 
 def _parts(path: str) -> list[str]:

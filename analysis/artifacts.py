@@ -174,7 +174,9 @@ class Artifact:
 
         A reference to a file of this machine is copied too; one that leads elsewhere is an error, unless missing ones are allowed.
         """
-        top = Path(root or Path(os.environ.get("WANDB_ARTIFACT_DIR") or "artifacts", self.name)).absolute()
+        top = Path(
+            root or Path(os.environ.get("WANDB_ARTIFACT_DIR") or "artifacts", self.source_name)
+        ).absolute()
         prefix = os.fspath(path_prefix or "")
         wanted = {name: entry for name, entry in self._entries().items() if name.startswith(prefix)}
         # All of it is looked at before any of it is written.

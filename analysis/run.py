@@ -48,10 +48,10 @@ STATES = {
     "failed": "failed",
 }
 _STREAMS = ("default", "system")
-# What changes a run on W&B's server, and what to do instead.
+# What changes a run on W&B's server, or is there alone, and what to do instead.
 _UPLOADED = "edit the run on W&B's pages, or through W&B's own `wandb.Api()`, once it is uploaded"
 _RESUMED = 'resume it with `eventlog.init(id=…, resume="must")` and say it there'
-_CHANGES = {
+_NOT_HERE = {
     "update": _UPLOADED,
     "save": _UPLOADED,
     "update_state": "the state is what the run's process did; W&B's pages have a stop button",
@@ -60,6 +60,11 @@ _CHANGES = {
     "upload_file": f"{_RESUMED}: `run.save(path)`",
     "log_artifact": f"{_RESUMED}: `run.log_artifact(artifact)`",
     "use_artifact": f"{_RESUMED}: `run.use_artifact(…)`",
+    "create": "`eventlog.init(project=…)` begins a run",
+    "wait_until_finished": "ask `run.state` after `run.load(force=True)`",
+    "console_logs": "ask the view `console` of `analysis.connect()`",
+    "download_history_exports": "`eventlog seal` makes Parquet of a run that is over",
+    "to_html": "open `run.url`, where it is uploaded to",
 }
 # Where W&B's files are made when a run is uploaded, and what has the same here.
 _MADE_ON_UPLOAD = {
@@ -211,6 +216,8 @@ class Run:
         """Whose run it is, as far as `init` or its upload says; else the API's default."""
         return self.owner or self._api.default_entity
 
+    username = entity
+
     @property
     def user(self) -> None:
         """Nobody: who is logged in at W&B is not in a log."""
@@ -355,6 +362,8 @@ class Run:
         _check_keys(keys)
         return HistoryScan(lambda: history(self._pieces()), keys, min_step or 0, max_step)
 
+    beta_scan_history = scan_history
+
     # -- its files -------------------------------------------------------------------------------------------------
 
     def files(
@@ -388,13 +397,15 @@ class Run:
         return [artifact for artifact in self._api.artifacts_in(self.project) if self.id in artifact.run_ids]
 
     def used_artifacts(self, per_page: int = 100) -> list[Artifact]:
-        raise UnsupportedError("which artifacts a run used is not in its log; W&B's server knows it.")
+        raise UnsupportedError(
+            "which artifacts a run used is not in its log. W&B's own `wandb.Api()` knows it."
+        )
 
     # -- the rest of W&B's -----------------------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        if name in _CHANGES:
-            return refusal(f"run.{name}", _CHANGES[name])
+        if name in _NOT_HERE:
+            return refusal(f"run.{name}", _NOT_HERE[name])
         # W&B has its attributes under the names of its GraphQL too.
         snake = _snake(name)
         if snake != name and isinstance(getattr(type(self), snake, None), property):
@@ -580,7 +591,7 @@ def refusal(what: str, way_out: str) -> Callable[..., Any]:
 
 
 def _refused(what: str, way_out: str) -> str:
-    return f"{what} is refused: this reads local files, and changes nothing. Instead, {way_out}."
+    return f"{what} is refused: this reads local files and changes nothing. Instead: {way_out}."
 
 
 def _check_keys(keys: object) -> None:
