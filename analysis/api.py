@@ -20,6 +20,7 @@ nothing of an entity is anybody's.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -61,7 +62,7 @@ _DOUBTFUL = r'"(NaN|-?Infinity|-?\d{19,}|-?0x[0-9a-f]+)"'
 _LISTED = f"""
 WITH said AS (
     SELECT run_dir,
-        bool_or(kind IN ('define_metric', 'facts') OR kind = 'start' AND data ->> 'rows' IS NOT NULL) AS is_odd,
+        bool_or(kind IN ('define_metric', 'facts', 'summary') OR kind = 'start' AND data ->> 'rows' IS NOT NULL) AS is_odd,
         arg_max(epoch_us(time), place) FILTER (kind = 'metrics') AS last_us,
         arg_max(step, place) FILTER (kind = 'metrics') AS newest_step
     FROM internal.events WHERE number IS NOT NULL GROUP BY run_dir
@@ -105,6 +106,8 @@ class Api:
             **(overrides or {}),
         }
         self.api_key = None
+        # Notebooks have threads, and a connection answers one at a time.
+        self._lock = threading.RLock()
         self._con = connect(root)
         self._con.execute("SET enable_progress_bar = false")
         self._runs = self._known()
@@ -119,8 +122,9 @@ class Api:
 
     def flush(self) -> None:
         """Look again at what is there."""
-        refresh(self._con)
-        self._runs = self._known()
+        with self._lock:
+            refresh(self._con)
+            self._runs = self._known()
 
     def runs(
         self,
@@ -138,12 +142,13 @@ class Api:
         check(filters or {}, check_field)
         key = (order or "+created_at").lstrip("+-")
         check_field(key)
-        self.flush()
-        entity, project = self._project_path(path)
-        listed = self._listed(project)
+        with self._lock:
+            self.flush()
+            entity, project = self._project_path(path)
+            listed, known = self._listed(project), self._runs
         found = [
-            run
-            for run in map(self._made, listed.items())
+            self._made(run, listed.get(run_dir))
+            for run_dir, run in known.items()
             if (project is None or run.project == project) and self._is_of(run, entity)
         ]
         found = [run for run in found if matches(filters or {}, run.value_of)]
@@ -165,7 +170,7 @@ class Api:
             raise CommError(f"several runs are called {path!r}. Say which: {names}.")
         if found:
             # Anew: what was read of it before may be over.
-            return self._made((found[0].run_dir, None))
+            return self._made(found[0], None)
         *_, run_id = _parts(path)
         known = [run.id for run in self._runs.values()]
         raise CommError(f"there is no run {path!r}. {nearest(run_id, known)} `api.runs()` lists them.")
@@ -259,8 +264,8 @@ class Api:
         raise AttributeError(f"{self!r} has no attribute {name!r}")
 
     def __repr__(self) -> str:
-        found = self._con.cursor().execute("SELECT path FROM internal.root").fetchone()
-        return f"<Api of {len(self._runs):,} runs below {found[0] if found else None!r}>"
+        [(root,)] = self._ask("SELECT path FROM internal.root")
+        return f"<Api of {len(self._runs):,} runs below {root!r}>"
 
     # -- for the runs ----------------------------------------------------------------------------------------------
 
@@ -293,10 +298,9 @@ class Api:
     # -- what is there ---------------------------------------------------------------------------------------------
 
     def _ask(self, query: str, values: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
-        # A cursor of its own: notebooks have threads.
-        con = self._con.cursor()
-        execute(con, query, values)
-        rows: list[tuple[Any, ...]] = con.fetchall()
+        with self._lock:
+            execute(self._con, query, values)
+            rows: list[tuple[Any, ...]] = self._con.fetchall()
         return rows
 
     def _known(self) -> dict[str, Run]:
@@ -312,10 +316,8 @@ class Api:
         rows = self._ask(_LISTED + where, None if project is None else {"project": project})
         return {run_dir: None if is_odd else _facts(*facts) for run_dir, *facts, is_odd in rows}
 
-    def _made(self, listed: tuple[str, Facts | None]) -> Run:
-        run_dir, facts = listed
-        known = self._runs[run_dir]
-        return Run(self, run_dir, known.project, known.id, known.dir, known.owner, known.url, facts)
+    def _made(self, known: Run, facts: Facts | None) -> Run:
+        return Run(self, known.run_dir, known.project, known.id, known.dir, known.owner, known.url, facts)
 
     def _is_of(self, run: Run, entity: str | None) -> bool:
         return entity is None or run.owner in (None, entity)

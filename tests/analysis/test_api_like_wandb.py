@@ -39,7 +39,7 @@ def ask(api, run_id):
         "job_type": run.job_type, "entity": run.entity, "project": run.project, "path": run.path, "url": run.url,
         "config": {key: value for key, value in run.config.items() if key != "_tidelog"},
         "summary": run.summary._json_dict, "summary_metrics": run.summary_metrics, "last_step": run.lastHistoryStep,
-        "system_metrics": run.system_metrics, 
+        "system_metrics": run.system_metrics,
         "metadata": {key: run.metadata.get(key) for key in ("os", "host", "program", "args", "root", "startedAt", "cpu_count")},
         "scan": list(run.scan_history()), "pages": list(run.scan_history(page_size=2)),
         "scan_keys": list(run.scan_history(keys=["loss", "x"])), "scan_loss": list(run.scan_history(keys=["loss"])),
