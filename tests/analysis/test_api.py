@@ -9,6 +9,7 @@ import math
 import shutil
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ import pandas
 import pytest
 
 import analysis
+import analysis.api as api_module
 import eventlog
 from analysis.api import Api
 from analysis.errors import CommError, UnsupportedError
@@ -539,6 +541,28 @@ def test_the_api_is_there_under_the_name_of_the_import(root: Path, monkeypatch: 
 
     assert (api.default_entity, api.run("demo/a").entity, api.api_key) == ("ent", "ent", None)
     assert analysis.errors.CommError is CommError
+
+
+def test_the_example_of_the_module_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    run = handmade_run(tmp_path / "runs", "one", config={"lr": 1e-5}, name="the best")
+    run.log(step=0, **{"train/reward": 0.25})
+    run.die()
+    monkeypatch.chdir(tmp_path)
+    assert api_module.__doc__ is not None
+    lines = [line for line in api_module.__doc__.splitlines() if line.startswith("    ")]
+
+    exec(textwrap.dedent("\n".join(lines)), {})
+
+    assert capsys.readouterr().out.split() == [
+        "the",
+        "best",
+        "0.25",
+        "_step",
+        "train/reward",
+        "0",
+        "0",
+        "0.25",
+    ]
 
 
 def test_neither_wandb_nor_pandas_is_imported_for_rows(root: Path) -> None:

@@ -97,6 +97,30 @@ def test_the_summary_is_the_one_that_syncd_sends(log: list[tuple[dict[str, Any],
     assert found.last_step == (rows[-1]["_step"] if rows else -1)
 
 
+def test_rows_that_wandbs_own_client_closed_stay_as_they_are() -> None:
+    start = Record(0, 10, "start", {"config": {}, "rows": "complete"})
+    rows = [
+        Record(1, 20, "metrics", {"x": 1, "_step": 0, "_timestamp": 5.0, "_runtime": 2.5}, 0),
+        Record(2, 30, "metrics", {"x": 2**64, "_step": 0, "_timestamp": 6.0, "_runtime": 3.5}, 0),
+        Record(3, 40, "summary", {"set": [[["x"], 2]], "delete": []}),
+    ]
+    fold = Fold(Bases())
+
+    found = list(history([[start, *rows]]))
+
+    assert [row["_step"] for row in found] == [0, 1]
+    assert as_lines(found) == json.dumps(lines_of(fold, [start, *rows], HISTORY), sort_keys=True)
+    assert told([[start, *rows]]).summary == fold.summary() == {"x": 2}
+
+
+def test_a_piece_whose_start_is_damaged_begins_a_time_of_its_own() -> None:
+    first = [Record(0, 1_000_000, "start", {}), Record(1, 3_000_000, "metrics", {"x": 1}, 0)]
+    second = [Record(1, 90_000_000, "metrics", {"x": 2}, 1), Record(2, 91_000_000, "exit", {"exitcode": 0})]
+
+    assert [(row["_step"], row["_runtime"]) for row in history([first, second])] == [(0, 2.0), (1, 3.0)]
+    assert told([first, second]).summary["_runtime"] == 3
+
+
 @given(st.integers(0, 30_000), st.integers(1, 700))
 def test_a_sample_is_spread_over_all_rows(n: int, samples: int) -> None:
     found = [row["n"] for row in sampled(({"n": i} for i in range(n)), samples)]
