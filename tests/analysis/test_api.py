@@ -5,12 +5,14 @@ That the answers are those of W&B's own API is `test_api_like_wandb.py`'s to pro
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,11 @@ import pytest
 
 import analysis
 import analysis.api as api_module
+import analysis.run as run_module
 import eventlog
 from analysis.api import Api
 from analysis.errors import CommError, UnsupportedError
+from eventlog.piece import this_host
 from eventlog.seal import seal
 from tests.logs import TIME_US, HandmadePiece, handmade_run, resumed
 
@@ -130,15 +134,32 @@ def test_an_operator_that_is_not_there_and_a_field_that_no_run_has_are_refused_b
         api.runs("demo", {"name": {"$regex": "("}})
 
 
-def test_a_list_of_runs_is_a_query_and_needs_no_log_of_theirs(root: Path) -> None:
-    runs = Api(root=root).runs("demo")
+def test_a_list_of_runs_is_a_query_and_reads_none_of_their_logs(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_a_log(_: Any) -> None:
+        raise AssertionError("a log was read")
 
-    shutil.rmtree(root / "demo")
+    monkeypatch.setattr(run_module, "told", read_a_log)
+
+    runs = Api(root=root).runs("demo", {"config.lr": {"$exists": True}}, order="-summary_metrics.loss")
 
     assert [(run.config, run.summary.get("loss"), run.state, run.name) for run in runs][:2] == [
         ({"lr": 0.1, "opt": {"name": "adam"}}, 1, "finished", "first"),
         ({"lr": 1e-6}, 0.5, "finished", "second"),
     ]
+
+
+def test_a_last_step_in_the_past_makes_a_listed_run_no_younger(tmp_path: Path) -> None:
+    run = handmade_run(tmp_path, "one")
+    run.log(step=5, loss=1)
+    run.log(step=2, loss=2)
+    run.die()
+    api = Api(root=tmp_path)
+
+    [listed], alone = api.runs("demo"), api.run("one")
+
+    assert listed.summary["_timestamp"] == alone.summary["_timestamp"] == (TIME_US + 1000) / 1e6
 
 
 ODD: dict[str, Callable[[HandmadePiece], Any]] = {
@@ -254,7 +275,7 @@ def test_a_run_of_an_entity_is_not_found_under_another(tmp_path: Path) -> None:
         api.run("others/demo/ours")
 
 
-def test_the_states_are_wandbs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_states_are_wandbs(root: Path) -> None:
     live = handmade_run(root, "live")
 
     states = {run.id: run.state for run in Api(root=root).runs("demo")}
@@ -265,24 +286,40 @@ def test_the_states_are_wandbs(root: Path, monkeypatch: pytest.MonkeyPatch) -> N
     live.die()
 
 
+def test_another_machines_silent_run_is_crashed_until_it_is_heard_again(tmp_path: Path) -> None:
+    run = handmade_run(tmp_path, "far")
+    run.die()
+    text = {"host": f"not-{this_host()}", "boot_id": "another", "pid": 1, "heartbeat": TIME_US}
+    (run.piece.dir / "lock").write_text(json.dumps(text))
+    api = Api(root=tmp_path)
+    silent = [api.runs("demo")[0].state, api.run("far").state]
+
+    (run.piece.dir / "lock").write_text(json.dumps({**text, "heartbeat": time.time_ns() // 1000}))
+
+    assert silent == ["crashed", "crashed"]
+    assert [api.runs("demo")[0].state, api.run("far").state] == ["running", "running"]
+
+
 def test_a_run_that_goes_on_is_seen_by_a_new_question(tmp_path: Path) -> None:
     piece = handmade_run(tmp_path, "live")
     piece.log(step=0, loss=1.0)
     api = Api(root=tmp_path)
     run = api.run("live")
-    first = (run.summary["loss"], len(list(run.scan_history())))
+    [listed] = api.runs("demo")
+    first = (run.summary["loss"], listed.summary["loss"], len(list(run.scan_history())))
 
     piece.log(step=1, loss=0.5)
     handmade_run(tmp_path, "new").die()
 
-    assert first == (1.0, 1)
+    assert first == (1.0, 1.0, 1)
     assert len(list(run.scan_history())) == 2
     assert (run.summary["loss"], api.run("live").summary["loss"], run.load(force=True)["state"]) == (
         1.0,
         0.5,
         "running",
     )
-    assert run.summary["loss"] == 0.5
+    listed.load(force=True)
+    assert run.summary["loss"] == listed.summary["loss"] == 0.5
     assert (api.run("new").id, len(api.runs("demo"))) == ("new", 2)
     piece.die()
 

@@ -121,6 +121,22 @@ def test_a_piece_whose_start_is_damaged_begins_a_time_of_its_own() -> None:
     assert told([first, second]).summary["_runtime"] == 3
 
 
+def test_a_key_that_was_deleted_by_hand_is_gone_until_it_is_logged_again() -> None:
+    log = [
+        Record(0, 10, "start", {}),
+        Record(1, 20, "metrics", {"a": 1, "b": 1, "n": {"x": 1}}, 0, commit=True),
+        Record(2, 30, "summary", {"set": [], "delete": [["a"], ["b"], ["n"]]}),
+        Record(3, 40, "metrics", {"b": 2}, 1, commit=True),
+    ]
+    fold = Fold(Bases())
+    lines_of(fold, log, HISTORY)
+
+    summary = told([log]).summary
+
+    assert summary == fold.summary()
+    assert {key for key in summary if not key.startswith("_")} == {"b"}
+
+
 @given(st.integers(0, 30_000), st.integers(1, 700))
 def test_a_sample_is_spread_over_all_rows(n: int, samples: int) -> None:
     found = [row["n"] for row in sampled(({"n": i} for i in range(n)), samples)]
