@@ -35,8 +35,8 @@ from analysis.asking import execute
 from analysis.errors import CommError
 from analysis.mongo import check, matches, place
 from analysis.naming import nearest
-from analysis.rows import STEP, TIMESTAMP, ages, as_config, as_shown
 from analysis.run import Facts, Run, check_field, frame, refusal
+from analysis.shown import STEP, TIMESTAMP, ages, as_config, as_shown
 
 # What is W&B's, and its servers' alone.
 _THEIRS = frozenset(

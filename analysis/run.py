@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from analysis.errors import CommError, UnsupportedError
 from analysis.mongo import ABSENT
 from analysis.naming import nearest
-from analysis.rows import Row, Told, at, having, history, sampled, system, told
+from analysis.shown import Row, Told, at, having, history, sampled, system, told
 from eventlog.overview import overview_of
 from eventlog.piece import primaries
 from eventlog.reader import read

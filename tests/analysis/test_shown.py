@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.rows import history, sampled, system, told
+from analysis.shown import history, sampled, system, told
 from eventlog.record import Record, json_of
 from syncd.fold import EVENTS, HISTORY, Bases, Fold
 
