@@ -62,7 +62,7 @@ _DOUBTFUL = r'"(NaN|-?Infinity|-?\d{19,}|-?0x[0-9a-f]+)"'
 _LISTED = f"""
 WITH said AS (
     SELECT run_dir,
-        bool_or(kind IN ('define_metric', 'facts', 'summary') OR kind = 'start' AND data ->> 'rows' IS NOT NULL) AS is_odd,
+        bool_or(kind IN ('define_metric', 'facts', 'summary')) AS is_odd,
         arg_max(epoch_us(time), place) FILTER (kind = 'metrics') AS last_us,
         arg_max(step, place) FILTER (kind = 'metrics') AS newest_step
     FROM internal.events WHERE number IS NOT NULL GROUP BY run_dir
@@ -70,7 +70,7 @@ WITH said AS (
 SELECT i.run_dir, r.name, r.state, r.tags, r."group", r.job_type, r.notes, r.host, epoch_us(r.started), epoch_us(r.last_time), r.config,
     r.summary, r.last_step, r.duration_s, said.last_us,
     coalesce(said.is_odd, false) OR said.newest_step < r.last_step OR regexp_matches(r.config, '{_DOUBTFUL}')
-        OR regexp_matches(r.summary, '{_DOUBTFUL}') OR list_bool_or(list_transform(json_keys(r.summary), lambda key: contains(key, '.')))
+        OR regexp_matches(r.summary, '{_DOUBTFUL}') OR list_bool_or(list_transform(json_keys(r.summary), lambda key: contains(key, '.') OR key = '_runtime'))
         AS is_odd
 FROM runs r JOIN internal.runs i ON i.project = r.project AND i.run_id = r.run_id AND i.path = r.path
 LEFT JOIN said USING (run_dir)

@@ -14,8 +14,8 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +48,8 @@ def connected(root: Path | None, verify: bool = False) -> Iterator[duckdb.DuckDB
         import analysis
     except ModuleNotFoundError as error:
         raise click.ClickException(f"{error.name!r} is not installed. Install `tidelog[analysis]`.") from None
-    with said_notices():
-        con = analysis.connect(root, verify=verify)
+    with said_notices(), _progress() as progress:
+        con = analysis.connect(root, verify=verify, progress=progress)
     try:
         # It would stand in the middle of the output.
         con.execute("SET enable_progress_bar = false")
@@ -71,6 +71,35 @@ def said_notices() -> Iterator[None]:
         yield
     for notice in notices:
         click.echo(f"analysis: {notice.message}", err=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Show on a terminal how far the index of settled runs is, while one is made; yield what is told of it."""
+    with ExitStack() as shown:
+        tell: list[Callable[[int, int], None]] = []
+
+        def told(done: int, of: int) -> None:
+            if not tell:
+                tell.append(shown.enter_context(_bar()))
+            tell[0](done, of)
+
+        yield told
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, of: None
+        return
+    columns = (TextColumn("looked into once:"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
 @contextmanager
@@ -212,7 +241,7 @@ def _names(pattern: re.Pattern[str], text: str) -> list[str]:
 def say_what_is_damaged(con: duckdb.DuckDBPyConnection) -> None:
     """Say of each run how many lines failed their checksum; this is known only where it was asked for."""
     rows = con.execute(
-        "SELECT r.project || '/' || r.run_id, count(*) FROM internal.damaged d JOIN internal.segments s USING (file) "
+        "SELECT r.project || '/' || r.run_id, count(*) FROM internal.damaged d JOIN internal.found_segments s USING (file) "
         "JOIN internal.runs r USING (run_dir) GROUP BY ALL ORDER BY ALL"
     ).fetchall()
     _say_damage(rows)

@@ -17,7 +17,7 @@ the middle is not seen here, unless `damaged_lines` is asked.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +116,8 @@ class Catalog:
     cursors: list[CursorRow] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     """What was passed over, and why, in words."""
+    noticed: set[str] = field(default_factory=set)
+    """The run directories in which that was."""
 
     def files(self, stream: str, *, sealed: bool) -> list[str]:
         return [s.file for s in self.segments if s.stream == stream and s.file.endswith(".parquet") == sealed]
@@ -129,14 +131,14 @@ class End:
     kind: str | None = None
 
 
-def look(root: Path, verify: bool = False) -> Catalog:
-    """Return what is below `root`; a root that is not there has nothing.
+def look(root: Path, verify: bool = False, skip: Callable[[str], bool] = lambda run_dir: False) -> Catalog:
+    """Return what is below `root`, but for the run directories that are to be skipped; a root that is not there has nothing.
 
     With `verify`, every byte of what is sealed is read, and what is not as it was counts for nothing.
     """
     root = root.absolute()
     catalog = Catalog()
-    for path in find_runs(root):
+    for path in find_runs(root, skip):
         try:
             identity = RunIdentity.load(path)
             str(path).encode()
@@ -148,7 +150,10 @@ def look(root: Path, verify: bool = False) -> Catalog:
             continue
         run_dir = f"{path.parent.name}/{path.name}"
         catalog.runs.append(RunRow(run_dir, str(path), identity.project, identity.run_id, identity.entity))
+        known = len(catalog.notices)
         _look_at_pieces(catalog, run_dir, path, verify)
+        if len(catalog.notices) > known:
+            catalog.noticed.add(run_dir)
         catalog.cursors.extend(_cursor_rows(run_dir, path))
     return catalog
 

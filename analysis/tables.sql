@@ -1,40 +1,72 @@
--- What `refresh` found below the root, as catalog.py says it. The views read these; nobody else needs to.
+-- What is below the root, as catalog.py says it: what `refresh` found, and what is kept of settled runs (index.py), but
+-- of those that have changed. The views read these; nobody else needs to.
 CREATE SCHEMA internal;
 
 CREATE TABLE internal.root (path VARCHAR, verify BOOLEAN, files VARCHAR);
 
-CREATE TABLE internal.runs (run_dir VARCHAR, path VARCHAR, project VARCHAR, run_id VARCHAR, entity VARCHAR);
+CREATE TABLE internal.found_runs (run_dir VARCHAR, path VARCHAR, project VARCHAR, run_id VARCHAR, entity VARCHAR);
 
-CREATE TABLE internal.pieces (
+CREATE TABLE internal.found_pieces (
     run_dir VARCHAR, writer VARCHAR, number INTEGER, is_closed BOOLEAN, heartbeat_us BIGINT
 );
 
 -- The records of `file` that count are those from `first` to `last`; null: it may grow, so ask at the query.
-CREATE TABLE internal.segments (
+CREATE TABLE internal.found_segments (
     file VARCHAR, run_dir VARCHAR, writer VARCHAR, stream VARCHAR, first BIGINT, last BIGINT
 );
 
-CREATE TABLE internal.cursors (
+CREATE TABLE internal.found_cursors (
     run_dir VARCHAR, sink VARCHAR, base_url VARCHAR, sink_entity VARCHAR, sink_project VARCHAR, sink_run_id VARCHAR,
     state VARCHAR, error VARCHAR, url VARCHAR, finished BOOLEAN, next_number INTEGER, next_seq BIGINT,
     not_shown JSON, time_us BIGINT
 );
 
+-- What is kept and no longer so.
+CREATE TABLE internal.changed (run_dir VARCHAR);
+
 -- Lines that fail their checksum, known only where `verify` was asked for.
 CREATE TABLE internal.damaged (file VARCHAR, crc VARCHAR);
 
--- The same with what each holds now; of all runs, or of those of one id.
+CREATE VIEW internal.pieces AS
+FROM internal.found_pieces UNION ALL BY NAME FROM kept.pieces ANTI JOIN internal.changed USING (run_dir);
+
+CREATE VIEW internal.cursors AS
+FROM internal.found_cursors UNION ALL BY NAME FROM kept.cursors ANTI JOIN internal.changed USING (run_dir);
+
+-- A run's raw name: its directory's, but where `run.json` says otherwise; sources.py says then where.
+CREATE MACRO internal.project_of(run_dir) AS split_part(run_dir, '/', 1);
+CREATE MACRO internal.run_id_of(run_dir) AS split_part(run_dir, '/', 2);
+
+-- Macros over runs are told which: a list of ids, NULL for all, or this for those of which nothing is kept.
+CREATE MACRO internal.found() AS [chr(30)];
+
+-- Of a run of which nothing is kept.
+CREATE MACRO internal.is_asked(run_dir, runs) AS
+    runs IS NULL OR runs = internal.found() OR list_contains(runs, internal.run_id_of(run_dir));
+
+CREATE MACRO internal.runs_asked(runs) AS TABLE
+FROM internal.found_runs WHERE internal.is_asked(run_dir, runs)
+UNION ALL BY NAME
+SELECT run_dir, path, project, run_id, entity FROM kept.runs ANTI JOIN internal.changed USING (run_dir)
+WHERE runs IS NULL OR list_contains(runs, internal.run_id_of(run_dir));
+
+CREATE VIEW internal.runs AS FROM internal.runs_asked(NULL);
+
+-- Which records of which file count, with what each file holds now.
 CREATE MACRO internal.spans_of(runs) AS TABLE
-SELECT file, run_dir, writer, stream, first, last FROM internal.segments
-WHERE last IS NOT NULL AND (runs IS NULL OR list_contains(runs, internal.run_id_of(run_dir)))
+SELECT file, run_dir, writer, stream, first, last FROM internal.found_segments
+WHERE last IS NOT NULL AND internal.is_asked(run_dir, runs)
 UNION ALL
 SELECT unnest(files), unnest(run_dirs), unnest(writers), unnest(streams), unnest(firsts), unnest(committed_seqs(files))
 FROM (
     SELECT list(file ORDER BY file) AS files, list(run_dir ORDER BY file) AS run_dirs,
         list(writer ORDER BY file) AS writers, list(stream ORDER BY file) AS streams, list(first ORDER BY file) AS firsts
-    FROM internal.segments WHERE last IS NULL AND (runs IS NULL OR list_contains(runs, internal.run_id_of(run_dir)))
+    FROM internal.found_segments WHERE last IS NULL AND internal.is_asked(run_dir, runs)
 )
-WHERE files IS NOT NULL;
+WHERE files IS NOT NULL
+UNION ALL
+SELECT file, run_dir, writer, stream, first, last FROM kept.segments ANTI JOIN internal.changed USING (run_dir)
+WHERE runs IS NULL OR list_contains(runs, internal.run_id_of(run_dir));
 
 -- The rank of a writer, as far as its name says it.
 CREATE MACRO internal.rank_of(writer) AS

@@ -11,8 +11,8 @@
 
 
 -- How many records each writer has committed to each stream.
-CREATE VIEW internal.ends AS
-SELECT run_dir, writer, stream, max(last) + 1 AS records FROM internal.spans_of(NULL) GROUP BY ALL;
+CREATE MACRO internal.ends_of(runs) AS TABLE
+SELECT run_dir, writer, stream, max(last) + 1 AS records FROM internal.spans_of(runs) GROUP BY ALL;
 
 -- Records as their writers wrote them, and those that are sealed: there, metrics are rows of their own, one for each value,
 -- and `data` is NULL.
@@ -21,8 +21,6 @@ SELECT run_dir, writer, number, place, seq, time, kind, step, commit, as_text, d
 UNION ALL
 SELECT run_dir, writer, number, place, seq, time, kind, step, commit, as_text, json::JSON
 FROM internal.sealed_events_of(runs) WHERE nth = 0;
-
-CREATE VIEW internal.events AS FROM internal.events_of(NULL);
 
 -- A value of a sealed record as the JSON that it was.
 CREATE MACRO internal.json_of(value, int, text, json) AS coalesce(json,
@@ -142,60 +140,67 @@ CREATE VIEW metrics AS FROM internal.metrics_of(NULL);
 --     min_step, max_step       where it had that first
 --     last                     the last number, NaN and the infinities included; with its step and seq
 -- > SELECT run_id, max AS best, max_step FROM rollup WHERE key = 'train/accuracy' ORDER BY best DESC
-CREATE VIEW internal.number AS
+CREATE MACRO internal.numbers_of(runs) AS TABLE
 SELECT run_dir, writer, seq, step, item.key AS key, internal.number_of(item.value, mark) AS value
 FROM (
     SELECT *, internal.mark(as_text, item.key) AS mark
     FROM (
         SELECT run_dir, writer, seq, step, as_text, unnest(internal.items(data)) AS item
-        FROM internal.live_events WHERE kind = 'metrics'
+        FROM internal.live_events_of(runs) WHERE kind = 'metrics'
     )
 )
 WHERE mark = 'float' OR regexp_matches(item.value::VARCHAR, '^[-0-9]')
     AND (NOT internal.is_whole(item.value) OR internal.int_of(item.value) IS NOT NULL)
 UNION ALL
 SELECT run_dir, writer, seq, step, key, coalesce(value, int::DOUBLE)
-FROM internal.events_without_brief
+FROM internal.events_without_brief_of(runs)
 WHERE kind = 'metrics' AND key IS NOT NULL AND (value IS NOT NULL OR int IS NOT NULL);
 
-CREATE VIEW rollup AS
-SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
-    internal.rank_of(writer) AS rank, key, sum(n)::BIGINT AS n, fsum(sum) AS sum, fsum(sum) / nullif(sum(n), 0) AS mean,
+CREATE MACRO internal.rollup_of(runs) AS TABLE
+SELECT run_dir, writer, key, sum(n)::BIGINT AS n, fsum(sum) AS sum, fsum(sum) / nullif(sum(n), 0) AS mean,
     min(min) AS min, arg_min(min_step, {value: min, seq: last_seq}) FILTER (min IS NOT NULL) AS min_step,
     max(max) AS max, arg_min(max_step, {value: -max, seq: last_seq}) FILTER (max IS NOT NULL) AS max_step,
     arg_max(last, last_seq) AS last, arg_max(last_step, last_seq) AS last_step, max(last_seq) AS last_seq
 FROM (
     SELECT run_dir, writer, item.key AS key, unnest(item.value)
-    FROM (SELECT run_dir, writer, unnest(map_entries(metrics)) AS item FROM internal.briefs)
+    FROM (SELECT run_dir, writer, unnest(map_entries(metrics)) AS item FROM internal.briefs_of(runs))
     UNION ALL BY NAME
     SELECT run_dir, writer, key, isfinite(value)::BIGINT AS n, CASE WHEN isfinite(value) THEN value ELSE 0 END AS sum,
         CASE WHEN isfinite(value) THEN value END AS min, step AS min_step,
         CASE WHEN isfinite(value) THEN value END AS max, step AS max_step,
         value AS last, step AS last_step, seq AS last_seq
-    FROM internal.number
+    FROM internal.numbers_of(runs)
 )
 GROUP BY run_dir, writer, key;
+
+CREATE VIEW rollup AS
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
+    internal.rank_of(writer) AS rank, * EXCLUDE (run_dir, writer)
+FROM (FROM internal.rollup_of(internal.found()) UNION ALL FROM kept.rollup ANTI JOIN internal.changed USING (run_dir));
 
 
 -- What the run was started with: what each piece began with, laid over what was before, and what was set since.
 --     value   JSON; what JSON has no word for is text in it
 -- > SELECT run_id, value FROM config WHERE key = 'lr'
-CREATE VIEW internal.config AS
+CREATE MACRO internal.config_of(runs) AS TABLE
 SELECT run_dir, item.key AS key, arg_max({json: item.value}, place).json AS value
 FROM (
     SELECT run_dir, place,
         unnest(internal.items(CASE kind WHEN 'start' THEN data -> 'config' ELSE data END)) AS item
-    FROM internal.events
+    FROM internal.events_of(runs)
     WHERE number IS NOT NULL AND kind IN ('start', 'config')
 )
 GROUP BY run_dir, item.key;
+
+CREATE VIEW internal.config AS
+FROM internal.config_of(internal.found()) UNION ALL FROM kept.config ANTI JOIN internal.changed USING (run_dir);
 
 CREATE VIEW config AS
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, key, value FROM internal.config;
 
 
 -- Records that W&B's step rule leaves out: their step was over when they were logged.
-CREATE VIEW internal.repeated AS
+CREATE MACRO internal.repeated_of(runs) AS TABLE
 SELECT run_dir, place, true AS is_repeated
 FROM (
     SELECT run_dir, place, kind, step, max(next_step) OVER (
@@ -204,16 +209,16 @@ FROM (
     FROM (
         SELECT *, CASE kind WHEN 'start' THEN TRY_CAST(data ->> 'step' AS BIGINT)
             ELSE step + coalesce(commit, false)::INTEGER END AS next_step
-        FROM internal.events
+        FROM internal.events_of(runs)
         WHERE number IS NOT NULL AND kind IN ('start', 'metrics')
     )
 )
 WHERE kind = 'metrics' AND step < current_step;
 
 -- Everything that ever was the last word on a key. `said_at` orders it: within a record, deleting comes after setting.
-CREATE VIEW internal.said AS
+CREATE MACRO internal.said_of(runs) AS TABLE
 SELECT run_dir, 2 * place AS said_at, path, json, mark, false AS is_deleted, step, time
-FROM internal.leaf LEFT JOIN internal.repeated USING (run_dir, place)
+FROM internal.leaf_of(runs) LEFT JOIN internal.repeated_of(runs) USING (run_dir, place)
 WHERE number IS NOT NULL AND is_repeated IS NULL
 UNION ALL
 SELECT run_dir, 2 * place, path, json, internal.mark(as_text, 'set' || chr(31) || nth || chr(31) || '1'),
@@ -223,14 +228,14 @@ FROM (
     FROM (
         SELECT *, unnest(TRY_CAST(data -> 'set' AS JSON[])) AS item,
             generate_subscripts(TRY_CAST(data -> 'set' AS JSON[]), 1) - 1 AS nth
-        FROM internal.events WHERE number IS NOT NULL AND kind = 'summary'
+        FROM internal.events_of(runs) WHERE number IS NOT NULL AND kind = 'summary'
     )
 )
 UNION ALL
 SELECT run_dir, 2 * place + 1, array_to_string(path, chr(31)), NULL, NULL, true, NULL, time
 FROM (
     SELECT *, unnest(TRY_CAST(data -> 'delete' AS VARCHAR[][])) AS path
-    FROM internal.events WHERE number IS NOT NULL AND kind = 'summary'
+    FROM internal.events_of(runs) WHERE number IS NOT NULL AND kind = 'summary'
 );
 
 -- The last value of each key of the run's history, as W&B's summary has it: repeated steps do not count, what was set on or
@@ -239,7 +244,7 @@ FROM (
 -- asks for (min, max, mean, …) is not applied: ask `metrics` for it.
 --     step    of the row that it is from; NULL if it was set on `run.summary`
 -- > SELECT run_id, value, step FROM summary WHERE key = 'train/accuracy' ORDER BY value DESC
-CREATE VIEW internal.summary AS
+CREATE MACRO internal.summary_of(runs) AS TABLE
 SELECT run_dir, replace(path, chr(31), '.') AS key, last.json AS json, last.mark AS mark,
     last.step AS step, last.time AS time
 FROM (
@@ -253,7 +258,7 @@ FROM (
         FROM (
             SELECT run_dir, path, max(said_at) AS said_at,
                 arg_max({json: json, mark: mark, is_deleted: is_deleted, step: step, time: time}, said_at) AS last
-            FROM internal.said
+            FROM internal.said_of(runs)
             GROUP BY run_dir, path
         )
     )
@@ -262,6 +267,9 @@ FROM (
 WHERE NOT last.is_deleted AND last.json IS NOT NULL
 GROUP BY run_dir, path, said_at, last
 HAVING NOT coalesce(bool_or(CASE WHEN node = path THEN said_below > said_at ELSE said_here > said_at END), false);
+
+CREATE VIEW internal.summary AS
+FROM internal.summary_of(internal.found()) UNION ALL FROM kept.summary ANTI JOIN internal.changed USING (run_dir);
 
 CREATE VIEW summary AS
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, key,
@@ -351,9 +359,8 @@ FROM (
 -- What `run.alert` said.
 --     step   the highest that its writer had logged metrics of by then; NULL before the first
 -- > SELECT run_id, step, title, text FROM alerts WHERE level IN ('WARN', 'ERROR') ORDER BY time
-CREATE VIEW alerts AS
-SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
-    internal.rank_of(writer) AS rank, seq, step, time, data ->> 'level' AS level, data ->> 'title' AS title,
+CREATE MACRO internal.alerts_of(runs) AS TABLE
+SELECT run_dir, writer, seq, step, time, data ->> 'level' AS level, data ->> 'title' AS title,
     data ->> 'text' AS text, TRY_CAST(data ->> 'wait_s' AS DOUBLE) AS wait_s
 FROM (
     SELECT run_dir, writer, seq, time, kind, data, max(CASE WHEN kind = 'metrics' THEN step END) OVER (
@@ -361,19 +368,31 @@ FROM (
     ) AS step
     FROM (
         SELECT run_dir, writer, seq, time, kind, step, CASE WHEN kind = 'alert' THEN data END AS data
-        FROM internal.events WHERE kind IN ('alert', 'metrics')
+        FROM internal.events_of(runs) WHERE kind IN ('alert', 'metrics')
     )
 )
 WHERE kind = 'alert';
 
+CREATE VIEW alerts AS
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
+    internal.rank_of(writer) AS rank, * EXCLUDE (run_dir, writer)
+FROM (FROM internal.alerts_of(internal.found()) UNION ALL FROM kept.alerts ANTI JOIN internal.changed USING (run_dir));
+
 -- Where which state was kept (`run.log_checkpoint`): that before `step`. What else was said of it is in `data`.
 -- > SELECT run_id, step, path FROM checkpoints ORDER BY time
 -- > SELECT value AS checkpoint_step, time FROM metrics WHERE run_id = 'first' AND key = 'checkpoint/step'
+CREATE MACRO internal.checkpoints_of(runs) AS TABLE
+SELECT run_dir, writer, seq, coalesce(step, TRY_CAST(data ->> 'step' AS BIGINT)) AS step, time,
+    data ->> 'path' AS path, data
+FROM internal.events_of(runs) WHERE kind = 'checkpoint';
+
 CREATE VIEW checkpoints AS
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
-    internal.rank_of(writer) AS rank, seq, coalesce(step, TRY_CAST(data ->> 'step' AS BIGINT)) AS step, time,
-    data ->> 'path' AS path, data
-FROM internal.events WHERE kind = 'checkpoint';
+    internal.rank_of(writer) AS rank, * EXCLUDE (run_dir, writer)
+FROM (
+    FROM internal.checkpoints_of(internal.found())
+    UNION ALL FROM kept.checkpoints ANTI JOIN internal.changed USING (run_dir)
+);
 
 -- What the program printed, a row for each line; `line` counts from 0 in its record.
 --     source   stdout or stderr
@@ -418,13 +437,13 @@ LEFT JOIN internal.runs r USING (run_dir);
 --     records, acked, backlog   events of the run's history: committed, acknowledged, the difference
 --     not_shown                 records that are not on the server and stay here, by reason
 -- > SELECT run_id, state, backlog, error FROM sync_state WHERE backlog > 0
-CREATE VIEW internal.progress AS
+CREATE MACRO internal.progress_of(runs) AS TABLE
 SELECT sink, c.run_dir, coalesce(sum(e.records), 0)::BIGINT AS records,
     coalesce(sum(CASE WHEN p.number < next_number THEN e.records
         WHEN p.number = next_number THEN least(next_seq, e.records) ELSE 0 END), 0)::BIGINT AS acked
 FROM internal.cursors c
 LEFT JOIN internal.pieces p ON p.run_dir = c.run_dir AND p.number IS NOT NULL
-LEFT JOIN internal.ends e ON e.run_dir = p.run_dir AND e.writer = p.writer AND e.stream = 'events'
+LEFT JOIN internal.ends_of(runs) e ON e.run_dir = p.run_dir AND e.writer = p.writer AND e.stream = 'events'
 GROUP BY sink, c.run_dir;
 
 CREATE VIEW sync_state AS
@@ -433,7 +452,7 @@ SELECT internal.project_of(r.run_dir) AS project, internal.run_id_of(r.run_dir) 
     internal.moment(c.time_us) AS time
 FROM internal.runs r
 JOIN internal.cursors c USING (run_dir)
-JOIN internal.progress n USING (run_dir, sink);
+JOIN internal.progress_of(NULL) n USING (run_dir, sink);
 
 
 -- One row per run.
@@ -446,7 +465,7 @@ JOIN internal.progress n USING (run_dir, sink);
 --     acked, backlog    of its slowest destination; NULL if it has none yet
 --     config, summary   JSON objects, by key; what JSON has no word for is text in them
 -- > SELECT run_id, state, last_step, config ->> 'lr' AS lr FROM runs ORDER BY started DESC
-CREATE VIEW runs AS
+CREATE MACRO internal.facts_of(runs) AS TABLE
 WITH by_piece AS (
     SELECT run_dir, number, any_value(CASE WHEN kind = 'start' THEN data END) AS start,
         arg_max(kind, place) AS last_kind,
@@ -454,7 +473,7 @@ WITH by_piece AS (
         min(time) AS started, max(time) AS last_time,
         count(DISTINCT CASE WHEN kind = 'metrics' THEN step END) AS steps,
         max(CASE WHEN kind = 'metrics' THEN step END) AS last_step
-    FROM internal.events WHERE number IS NOT NULL
+    FROM internal.events_of(runs) WHERE number IS NOT NULL
     GROUP BY run_dir, number
 ), facts AS (
     -- arg_max passes over NULLs: what a resumed piece leaves out stays.
@@ -472,28 +491,39 @@ WITH by_piece AS (
 ), counts AS (
     SELECT run_dir, sum(CASE WHEN stream = 'events' AND writer LIKE 'main-%' THEN records END)::BIGINT AS records,
         sum(CASE WHEN stream = 'trajectories' THEN records END)::BIGINT AS trajectories
-    FROM internal.ends GROUP BY run_dir
-), configs AS (
-    SELECT run_dir, json_group_object(key, value) AS config
-    FROM internal.config GROUP BY run_dir
-), summaries AS (
-    SELECT run_dir, json_group_object(key, json) AS summary
-    FROM internal.summary GROUP BY run_dir
+    FROM internal.ends_of(runs) GROUP BY run_dir
 ), syncs AS (
-    SELECT run_dir, min(acked) AS acked, max(records - acked) AS backlog FROM internal.progress GROUP BY run_dir
+    SELECT run_dir, min(acked) AS acked, max(records - acked) AS backlog FROM internal.progress_of(runs) GROUP BY run_dir
 )
-SELECT internal.project_of(r.run_dir) AS project, internal.run_id_of(r.run_dir) AS run_id, f.name,
+SELECT r.run_dir, f.name,
     CASE WHEN f.last.kind = 'exit' THEN CASE WHEN coalesce(f.last.exitcode, 0) = 0 THEN 'finished' ELSE 'failed' END
         WHEN p.is_closed THEN 'crashed'
         WHEN p.heard IS NOT NULL AND greatest(p.heard, f.last_time) < now() - INTERVAL 10 MINUTE THEN 'stale'
         ELSE 'live' END AS state,
     f.tags, f."group", f.job_type, f.notes, f.started, f.last_time, f.duration_s, coalesce(f.steps, 0) AS steps, f.last_step,
     coalesce(c.records, 0) AS records, coalesce(c.trajectories, 0) AS trajectories, coalesce(p.pieces, 0) AS pieces, s.acked,
-    s.backlog, coalesce(k.config, '{}') AS config, coalesce(m.summary, '{}') AS summary, f.host, r.entity, r.path
-FROM internal.runs r
+    s.backlog, f.host, r.entity, r.path
+FROM internal.runs_asked(runs) r
 LEFT JOIN facts f USING (run_dir)
-LEFT JOIN configs k USING (run_dir)
-LEFT JOIN summaries m USING (run_dir)
 LEFT JOIN pieces p USING (run_dir)
 LEFT JOIN counts c USING (run_dir)
 LEFT JOIN syncs s USING (run_dir);
+
+CREATE VIEW runs AS
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id,
+    * EXCLUDE (run_dir, config, summary, host, entity, path), config, summary, host, entity, path
+FROM (
+    SELECT f.*, coalesce(config, '{}') AS config, coalesce(summary, '{}') AS summary
+    FROM internal.facts_of(internal.found()) f
+    LEFT JOIN (
+        SELECT run_dir, json_group_object(key, value) AS config
+        FROM internal.config_of(internal.found()) GROUP BY run_dir
+    ) USING (run_dir)
+    LEFT JOIN (
+        SELECT run_dir, json_group_object(key, json) AS summary
+        FROM internal.summary_of(internal.found()) GROUP BY run_dir
+    ) USING (run_dir)
+    UNION ALL
+    SELECT f.*, config, summary
+    FROM kept.facts f JOIN kept.objects USING (run_dir) ANTI JOIN internal.changed USING (run_dir)
+);

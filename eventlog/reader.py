@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -623,20 +623,25 @@ def pieces_of(run_dir: Path, rank: int, known: Sequence[str] = ()) -> list[str]:
     return [name for _, _, name in sorted(timed)]
 
 
-def find_runs(root: Path) -> Iterator[Path]:
-    """Yield the run directories below `root`, sorted: `<root>/<project>/<run_id>` with a `run.json` in it."""
+def find_runs(root: Path, skip: Callable[[str], bool] = lambda run_dir: False) -> Iterator[Path]:
+    """Yield the run directories below `root`, sorted: `<root>/<project>/<run_id>` with a `run.json` in it.
+
+    Those are not looked at for which `skip("<project>/<run_id>")` is true.
+    """
     for project in _directories(root):
-        for run_dir in _directories(project):
-            # Another user's run, below a root that is shared, may not let us look.
-            with suppress(OSError):
-                if (run_dir / RUN_FILE).is_file():
-                    yield run_dir
+        for name in _directories(root / project):
+            if not skip(f"{project}/{name}"):
+                run_dir = root / project / name
+                # Another user's run, below a root that is shared, may not let us look.
+                with suppress(OSError):
+                    if (run_dir / RUN_FILE).is_file():
+                        yield run_dir
 
 
-def _directories(parent: Path) -> list[Path]:
+def _directories(parent: Path) -> list[str]:
     try:
         with os.scandir(parent) as entries:
-            return sorted(Path(e.path) for e in entries if e.is_dir(follow_symlinks=False))
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
     except OSError:
         return []
 

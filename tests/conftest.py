@@ -32,5 +32,7 @@ def _nothing_of_the_users(tmp_path_factory: pytest.TempPathFactory, monkeypatch:
     home: Path = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("TIDELOG_STATE_DIR", str(home / "state"))
+    # One for all tests: what is in it depends on nothing that a test does but on its root, which is its own.
+    monkeypatch.setenv("TIDELOG_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
     for name, value in NOTHING_UNASKED.items():
         monkeypatch.setenv(name, value)

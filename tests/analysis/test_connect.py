@@ -742,9 +742,9 @@ def test_a_cursor_made_before_a_refresh_answers_as_after_it(tmp_path: Path) -> N
 
 def test_a_connection_that_is_gone_leaves_nothing_behind(tmp_path: Path) -> None:
     con = analysis.connect(tmp_path)
-    known = len(analysis._Files.known)
+    known = len(analysis._Asked.known)
     con.close()
     del con
     gc.collect()
 
-    assert len(analysis._Files.known) == known - 1
+    assert len(analysis._Asked.known) == known - 1

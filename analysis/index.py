@@ -1,0 +1,254 @@
+"""What is kept of settled runs, so that ten thousand of them cost a look at their directories.
+
+    connect ──attach──▶ kept ──holds?──▶ what changed is looked at anew ──keep──▶ the next index
+
+A run is settled if each of its pieces is closed: its log says nothing more, whoever asks.  What is kept of it is what
+catalog.py found, and what the views say of it: its config, summary, rollup, alerts, checkpoints, and its row of `runs`.
+
+Invariants
+----------
+* What is kept counts while each directory of the run has the time that it had: whatever is added, sealed, removed, or
+  acknowledged by a destination renames or makes a file in one of them.  Only who changes a byte *within* a file, behind the
+  log's back, is not noticed: `connect(verify=True)` reads everything, and neither reads nor writes an index.
+* A run is kept only if its directories were at rest for some seconds before anybody looked: so a change within the clock's
+  last tick is no exception.
+* An index is replaced whole, by a rename.  Who has the old one open goes on with it.
+* It is the cache that it seems: one that is missing, broken, or cannot be written costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import duckdb
+import orjson
+
+from analysis.catalog import Catalog
+from analysis.rows import fill
+from analysis.sources import SourcesOfRun
+from analysis.sqltext import literal
+from eventlog.cursor import SYNC_DIR
+
+# Fewer runs than these are looked at as fast as an index of them is read.
+WORTH_RUNS = 64
+# And while so many of those that are kept are not more than this part, they are looked at each time.
+_WORTH_PART = 0.01
+# A file system may tell the time in steps of two seconds; a server's clock may be a little off.
+_AT_REST_NS = 5_000_000_000
+_BATCH_RUNS = 256
+# What is being made is not so old.
+_LEFT_S = 3600.0
+_COMPUTED = ("config", "summary", "rollup", "alerts", "checkpoints", "facts")
+_TABLES = ("runs", "pieces", "segments", "cursors", *_COMPUTED, "objects")
+
+_MEANT_BY = ("kept.sql", "tables.sql", "views.sql", "macros.sql", "catalog.py", "index.py", "sources.py")
+_RUN_COLUMNS = ("run_dir", "path", "project", "run_id", "entity", "dirs", "mark", "files")
+
+Progress = Callable[[int, int], None]
+"""Is told how many runs of how many are done."""
+
+
+class KeptRun(NamedTuple):
+    """What the index says of a run, as far as it is needed before any query; a tuple, for there may be very many."""
+
+    run_dir: str
+    run_id: str
+    dirs: str
+    mark: int
+    files: str
+
+    def holds(self, root: str) -> bool:
+        """Whether nothing has changed in the run's directories."""
+        try:
+            return mark_of(f"{root}/{self.run_dir}", self.dirs)[0] == self.mark
+        except OSError:
+            return False
+
+
+def cache_dir() -> Path:
+    """Return the directory of what can be made again: `$TIDELOG_CACHE_DIR`, or where the platform keeps such things."""
+    chosen = os.environ.get("TIDELOG_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("tidelog"))
+
+
+@cache
+def version() -> str:
+    """Return what tells apart files of ours that may mean different things: DuckDB's version, and the text of all this."""
+    texts = [files("analysis").joinpath(name).read_bytes() for name in _MEANT_BY]
+    return hashlib.sha256(b"".join([duckdb.__version__.encode(), *texts])).hexdigest()[:16]
+
+
+def attach(con: duckdb.DuckDBPyConnection, root: Path | None) -> dict[str, KeptRun]:
+    """Attach what is kept of this root as `kept`, an empty one if nothing is; return its runs by their directory."""
+    path = _path(root) if root else None
+    if path and path.exists():
+        try:
+            con.execute(f"ATTACH {literal(str(path))} AS kept (READ_ONLY)")
+            rows = con.execute("SELECT run_dir, run_id, dirs, mark, files FROM kept.runs").fetchall()
+            return {row[0]: row for row in map(KeptRun._make, rows)}
+        except duckdb.Error:
+            # Written by a machine that then lost its power, or by nobody: it will be made anew.
+            with suppress(duckdb.Error):
+                con.execute("DETACH DATABASE IF EXISTS kept")
+    con.execute("ATTACH ':memory:' AS kept")
+    make_tables(con, "kept")
+    return {}
+
+
+def make_tables(con: duckdb.DuckDBPyConnection, database: str) -> None:
+    (home,) = con.execute("SELECT current_database()").fetchall()[0]
+    con.execute(f"USE {database}")
+    try:
+        con.execute(files("analysis").joinpath("kept.sql").read_text(encoding="utf-8"))
+    finally:
+        con.execute(f"USE {home}")
+
+
+def mark_of(path: str, dirs: str) -> tuple[int, int]:
+    """Return what the times of these directories of a run come to, and the newest of them, in ns; or raise `OSError`."""
+    newest = mark = os.stat(path).st_mtime_ns
+    for name in dirs.split("/"):
+        changed = os.stat(f"{path}/{name}").st_mtime_ns
+        newest = max(newest, changed)
+        mark = (mark * 31 + changed) & 0x7FFF_FFFF_FFFF_FFFF
+    return mark, newest
+
+
+def settled(catalog: Catalog) -> list[str]:
+    """Return the run directories, in order, that will say nothing new."""
+    is_open = {piece.run_dir for piece in catalog.pieces if not piece.is_closed}
+    has_pieces = {piece.run_dir for piece in catalog.pieces}
+    return [
+        run.run_dir
+        for run in catalog.runs
+        if run.run_dir in has_pieces and run.run_dir not in is_open and run.run_dir not in catalog.noticed
+    ]
+
+
+def is_worth_it(new: int, kept: int) -> bool:
+    """Whether an index is to be written for so many settled runs of which nothing is kept.
+
+    >>> is_worth_it(30, 0), is_worth_it(64, 0), is_worth_it(64, 10_000), is_worth_it(100, 10_000)
+    (False, True, False, True)
+    """
+    return new >= max(WORTH_RUNS, kept * _WORTH_PART)
+
+
+def keep(
+    con: duckdb.DuckDBPyConnection,
+    root: Path,
+    sources: dict[str, SourcesOfRun],
+    run_dirs: Sequence[str],
+    looked_ns: int,
+    progress: Progress,
+) -> bool:
+    """Write an index of these runs and of what is kept and holds; say whether there is a new one.
+
+    `looked_ns` is when the catalog began to look.  Raises nothing but what an interruption raises.
+    """
+    path = _path(root)
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        con.execute(f"ATTACH {literal(str(temporary))} AS fresh")
+        try:
+            os.chmod(temporary, 0o600)
+            make_tables(con, "fresh")
+            for table in _TABLES:
+                con.execute(
+                    f"INSERT INTO fresh.{table} FROM kept.{table} ANTI JOIN internal.changed USING (run_dir)"
+                )
+            for at in range(0, len(run_dirs), _BATCH_RUNS):
+                progress(at, len(run_dirs))
+                _add(con, run_dirs[at : at + _BATCH_RUNS], sources, looked_ns)
+            progress(len(run_dirs), len(run_dirs))
+        finally:
+            con.execute("DETACH DATABASE IF EXISTS fresh")
+        os.replace(temporary, path)
+    except (OSError, duckdb.Error):
+        # No room, no right, or a segment that was sealed meanwhile: the next connection tries again.
+        return False
+    finally:
+        for left in (temporary, temporary.with_name(f"{temporary.name}.wal")):
+            with suppress(OSError):
+                left.unlink()
+    for other in [*path.parent.glob(f"{_name(root)}-*.duckdb"), *path.parent.glob(f".{_name(root)}-*")]:
+        # Of another version, or left by who was killed meanwhile.
+        with suppress(OSError):
+            if other != path and (other.suffix == ".duckdb" or time.time() - other.stat().st_mtime > _LEFT_S):
+                other.unlink()
+    return True
+
+
+def _add(
+    con: duckdb.DuckDBPyConnection,
+    run_dirs: Sequence[str],
+    sources: dict[str, SourcesOfRun],
+    looked_ns: int,
+) -> None:
+    """Add a batch of runs of which nothing is kept."""
+    found = con.execute(
+        """SELECT r.run_dir, r.path, r.project, r.run_id, entity, string_agg(p.writer, '/' ORDER BY p.writer)
+        FROM internal.found_runs r JOIN internal.found_pieces p USING (run_dir)
+        WHERE list_contains(?, run_dir) GROUP BY ALL ORDER BY run_dir""",
+        [run_dirs],
+    ).fetchall()
+    con.begin()
+    try:
+        ids = _list({run_id for _, _, _, run_id, _, _ in found})
+        these = f"run_dir IN {_list(run_dirs)}"
+        for table in _COMPUTED:
+            con.execute(f"INSERT INTO fresh.{table} FROM internal.{table}_of({ids}) WHERE {these}")
+        con.execute(
+            f"""INSERT INTO fresh.objects SELECT run_dir, coalesce(config, '{{}}'), coalesce(summary, '{{}}')
+            FROM internal.found_runs
+            LEFT JOIN (SELECT run_dir, json_group_object(key, value) AS config FROM fresh.config GROUP BY ALL)
+                USING (run_dir)
+            LEFT JOIN (SELECT run_dir, json_group_object(key, json) AS summary FROM fresh.summary GROUP BY ALL)
+                USING (run_dir)
+            WHERE {these}"""
+        )
+        for table in ("pieces", "segments", "cursors"):
+            con.execute(f"INSERT INTO fresh.{table} BY NAME FROM internal.found_{table} WHERE {these}")
+        rows = []
+        for run_dir, path, project, run_id, entity, writers in found:
+            dirs = f"{writers}/{SYNC_DIR}" if os.path.isdir(f"{path}/{SYNC_DIR}") else writers
+            # After all that was read of it: what changed meanwhile, or may have, is not believed.
+            mark, newest_ns = mark_of(path, dirs)
+            if newest_ns < looked_ns - _AT_REST_NS:
+                names = orjson.dumps(sources.get(run_dir, {})).decode()
+                values = (run_dir, path, project, run_id, entity, dirs, mark, names)
+                rows.append(dict(zip(_RUN_COLUMNS, values, strict=True)))
+        fill(con, "fresh", "runs", rows)
+        for table in _TABLES:
+            con.execute(
+                f"DELETE FROM fresh.{table} WHERE {these} AND run_dir NOT IN (SELECT run_dir FROM fresh.runs)"
+            )
+        con.commit()
+    except BaseException:
+        con.rollback()
+        raise
+
+
+def _list(values: Iterable[str]) -> str:
+    return f"[{', '.join(map(literal, sorted(values)))}]"
+
+
+def _path(root: Path) -> Path:
+    return cache_dir() / f"{_name(root)}-{version()}.duckdb"
+
+
+def _name(root: Path) -> str:
+    return f"runs-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}"

@@ -1,0 +1,67 @@
+"""The views and macros of a connection, from a template: DuckDB binds each as it is made from text, which takes a second.
+
+Invariants
+----------
+* The template is what the text makes, in this version of DuckDB; it holds definitions only, and is replaced whole.
+* Without it, or with a broken one, the text is run: slower, and the same.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+
+import duckdb
+
+from analysis import sources
+from analysis.index import cache_dir, version
+from analysis.sqltext import literal
+
+
+def make(con: duckdb.DuckDBPyConnection) -> None:
+    """Make all that does not depend on what is below a root; `kept` is attached, and the functions are there."""
+    path = cache_dir() / f"schema-{version()}.duckdb"
+    if path.exists():
+        try:
+            con.execute(f"ATTACH {literal(str(path))} AS template (READ_ONLY)")
+            con.execute("COPY FROM DATABASE template TO memory (SCHEMA); DETACH template")
+            return
+        except duckdb.Error:
+            with suppress(duckdb.Error):
+                con.execute("DETACH DATABASE IF EXISTS template")
+    _make_from_text(con)
+    _save(con, path)
+
+
+def _make_from_text(con: duckdb.DuckDBPyConnection) -> None:
+    _run(con, "tables.sql")
+    con.execute(f"CREATE MACRO internal.trajectory_of(json) AS TRY_CAST(json::JSON AS {sources.TRAJECTORY})")
+    # Over nothing first: DuckDB looks for every file each time that a view over it is defined.
+    nothing = sources.Files()
+    sources.define(con, nothing, nothing.next({}, {}), [], is_damaged=False)
+    for view in sources.VIEWS:
+        con.execute(f"CREATE VIEW internal.{view} AS FROM internal.{view}_of(NULL)")
+    _run(con, "views.sql")
+    _run(con, "macros.sql")
+
+
+def _save(con: duckdb.DuckDBPyConnection, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    # Who cannot save it makes it again the next time.
+    with suppress(OSError, duckdb.Error):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        con.execute(f"ATTACH {literal(str(temporary))} AS template")
+        con.execute("COPY FROM DATABASE memory TO template (SCHEMA)")
+        con.execute("DETACH template")
+        os.replace(temporary, path)
+    with suppress(duckdb.Error):
+        con.execute("DETACH DATABASE IF EXISTS template")
+    for left in (temporary, temporary.with_name(f"{temporary.name}.wal")):
+        with suppress(OSError):
+            left.unlink()
+
+
+def _run(con: duckdb.DuckDBPyConnection, name: str) -> None:
+    con.execute(files("analysis").joinpath(name).read_text(encoding="utf-8"))
