@@ -65,7 +65,7 @@ WITH said AS (
         bool_or(kind IN ('define_metric', 'facts', 'summary')) AS is_odd,
         arg_max(epoch_us(time), place) FILTER (kind = 'metrics') AS last_us,
         arg_max(step, place) FILTER (kind = 'metrics') AS newest_step
-    FROM internal.events WHERE number IS NOT NULL GROUP BY run_dir
+    FROM internal.events_of(NULL) WHERE number IS NOT NULL GROUP BY run_dir
 )
 SELECT i.run_dir, r.name, r.state, r.tags, r."group", r.job_type, r.notes, r.host, epoch_us(r.started), epoch_us(r.last_time), r.config,
     r.summary, r.last_step, r.duration_s, said.last_us,
