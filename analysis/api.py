@@ -153,8 +153,8 @@ class Api:
         ]
         found = [run for run in found if matches(filters or {}, run.value_of)]
         is_down = (order or "").startswith("-")
-        # Twice, since sorting is stable: what is equal is in the order of its ids.
-        found.sort(key=lambda run: (run.project, run.id))
+        # Twice, since sorting is stable: what is equal, and be it in seconds, is in the order of its beginnings.
+        found.sort(key=lambda run: ((run.started_us or 0) * (-1 if is_down else 1), run.project, run.id))
         found.sort(key=lambda run: place(run.value_of(key), is_down))
         return Runs(found, "/".join(filter(None, [entity, project])))
 

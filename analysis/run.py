@@ -230,6 +230,11 @@ class Run:
         return [self.entity or "", self.project, self.id]
 
     @property
+    def started_us(self) -> int | None:
+        """When it began, to the microsecond."""
+        return self._facts.started_us
+
+    @property
     def created_at(self) -> str | None:
         return iso(self._facts.started_us)
 

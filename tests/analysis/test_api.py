@@ -112,6 +112,17 @@ def test_runs_are_ordered_by_what_is_asked_and_what_has_it_not_comes_last(root: 
     assert ids(api, order="-display_name") == ["b", "a", "d", "c"]
 
 
+def test_runs_of_one_second_are_in_the_order_in_which_they_began(tmp_path: Path) -> None:
+    for run_id in ("z", "y", "a"):
+        with eventlog.init(project="demo", id=run_id, root=tmp_path, quiet=True):
+            pass
+    api = Api(root=tmp_path)
+
+    assert ids(api) == ["z", "y", "a"]
+    assert ids(api, order="-created_at") == ["a", "y", "z"]
+    assert ids(api, order="-state") == ["a", "y", "z"]
+
+
 def test_runs_are_a_sequence(root: Path) -> None:
     runs = Api(root=root).runs("demo", per_page=1, lazy=False, include_sweeps=True)
 
