@@ -25,7 +25,7 @@ import warnings
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import duckdb
 
@@ -42,6 +42,15 @@ __all__ = ["connect", "history", "refresh"]
 
 # A training node's other cores are for training; and each thread may buffer two lines of the longest kind.
 _THREADS_MAX = 8
+
+
+def __getattr__(name: str) -> Any:
+    # W&B's public API: what it needs is imported by whoever asks for it.
+    if name == "Api":
+        from analysis.api import Api
+
+        return Api
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def connect(
