@@ -60,20 +60,11 @@ _FORMATS = ("default", "pandas", "polars")
 # What in a run's columns may be something that JSON has no word for, which they have as text: then the log is asked.
 _DOUBTFUL = r'"(NaN|-?Infinity|-?\d{19,}|-?0x[0-9a-f]+)"'
 _LISTED = f"""
-WITH said AS (
-    SELECT run_dir,
-        bool_or(kind IN ('define_metric', 'facts', 'summary')) AS is_odd,
-        arg_max(epoch_us(time), place) FILTER (kind = 'metrics') AS last_us,
-        arg_max(step, place) FILTER (kind = 'metrics') AS newest_step
-    FROM internal.events_of(NULL) WHERE number IS NOT NULL GROUP BY run_dir
-)
-SELECT i.run_dir, r.name, r.state, r.tags, r."group", r.job_type, r.notes, r.host, epoch_us(r.started), epoch_us(r.last_time), r.config,
-    r.summary, r.last_step, r.duration_s, said.last_us,
-    coalesce(said.is_odd, false) OR said.newest_step < r.last_step OR regexp_matches(r.config, '{_DOUBTFUL}')
-        OR regexp_matches(r.summary, '{_DOUBTFUL}') OR list_bool_or(list_transform(json_keys(r.summary), lambda key: contains(key, '.') OR key = '_runtime'))
-        AS is_odd
-FROM runs r JOIN internal.runs i ON i.project = r.project AND i.run_id = r.run_id AND i.path = r.path
-LEFT JOIN said USING (run_dir)
+SELECT run_dir, name, state, tags, "group", job_type, notes, host, epoch_us(started), epoch_us(last_time), config, summary,
+    last_step, duration_s, epoch_us(newest_time),
+    has_said OR newest_step < last_step OR regexp_matches(config, '{_DOUBTFUL}') OR regexp_matches(summary, '{_DOUBTFUL}')
+        OR list_bool_or(list_transform(json_keys(summary), lambda key: contains(key, '.') OR key = '_runtime')) AS is_odd
+FROM internal.facts JOIN internal.objects USING (run_dir)
 """
 _KNOWN = """
 SELECT r.run_dir, r.project, r.run_id, r.path, r.entity, c.url
@@ -312,7 +303,7 @@ class Api:
 
     def _listed(self, project: str | None) -> dict[str, Facts | None]:
         """Return what the views say of each run; None of one that only its log tells exactly."""
-        where = "" if project is None else "WHERE r.project = $project"
+        where = "" if project is None else "WHERE internal.project_of(run_dir) = $project"
         rows = self._ask(_LISTED + where, None if project is None else {"project": project})
         return {run_dir: None if is_odd else _facts(*facts) for run_dir, *facts, is_odd in rows}
 

@@ -40,7 +40,7 @@ CREATE TABLE facts (
     run_dir VARCHAR, name VARCHAR, state VARCHAR, tags VARCHAR[], "group" VARCHAR, job_type VARCHAR, notes VARCHAR,
     started TIMESTAMP WITH TIME ZONE, last_time TIMESTAMP WITH TIME ZONE, duration_s DOUBLE, steps BIGINT,
     last_step BIGINT, records BIGINT, trajectories BIGINT, pieces BIGINT, acked BIGINT, backlog BIGINT, host VARCHAR,
-    entity VARCHAR, path VARCHAR
+    entity VARCHAR, path VARCHAR, newest_step BIGINT, newest_time TIMESTAMP WITH TIME ZONE, has_said BOOLEAN
 );
 
 CREATE TABLE objects (run_dir VARCHAR, config JSON, summary JSON);

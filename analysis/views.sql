@@ -465,25 +465,37 @@ JOIN internal.progress_of(NULL) n USING (run_dir, sink);
 --     acked, backlog    of its slowest destination; NULL if it has none yet
 --     config, summary   JSON objects, by key; what JSON has no word for is text in them
 -- > SELECT run_id, state, last_step, config ->> 'lr' AS lr FROM runs ORDER BY started DESC
+CREATE MACRO internal.last_told(kind, data, fact, place) AS
+    (arg_max({text: data ->> fact}, place) FILTER (data ->> fact IS NOT NULL OR kind = 'facts' AND json_exists(data, fact))).text;
+
+-- Beside the columns of `runs`: the step and time of its newest metrics, and whether it defined a metric, or set its summary.
 CREATE MACRO internal.facts_of(runs) AS TABLE
 WITH by_piece AS (
-    SELECT run_dir, number, any_value(CASE WHEN kind = 'start' THEN data END) AS start,
-        arg_max(kind, place) AS last_kind,
+    SELECT run_dir, number, arg_max(kind, place) AS last_kind,
         any_value(CASE WHEN kind = 'exit' THEN TRY_CAST(data ->> 'exitcode' AS INTEGER) END) AS exitcode,
         min(time) AS started, max(time) AS last_time,
         count(DISTINCT CASE WHEN kind = 'metrics' THEN step END) AS steps,
-        max(CASE WHEN kind = 'metrics' THEN step END) AS last_step
+        max(CASE WHEN kind = 'metrics' THEN step END) AS last_step,
+        arg_max({step: step, time: time}, place) FILTER (kind = 'metrics') AS newest,
+        bool_or(kind IN ('define_metric', 'summary')) AS has_said
     FROM internal.events_of(runs) WHERE number IS NOT NULL
     GROUP BY run_dir, number
 ), facts AS (
-    -- arg_max passes over NULLs: what a resumed piece leaves out stays.
-    SELECT run_dir, arg_max(start ->> 'name', number) AS name, arg_max(start ->> 'notes', number) AS notes,
-        arg_max(TRY_CAST(start -> 'tags' AS VARCHAR[]), number) AS tags, arg_max(start ->> 'group', number) AS "group",
-        arg_max(start ->> 'job_type', number) AS job_type, arg_max(start ->> 'host', number) AS host,
+    SELECT run_dir,
         arg_max({kind: last_kind, exitcode: exitcode}, number) AS last, min(started) AS started,
         max(last_time) AS last_time, sum(epoch(last_time) - epoch(started)) AS duration_s, sum(steps)::BIGINT AS steps,
-        max(last_step) AS last_step
+        max(last_step) AS last_step, arg_max(newest, number) AS newest, bool_or(has_said) AS has_said
     FROM by_piece GROUP BY run_dir
+), told AS (
+    -- What a resumed piece leaves out stays; what is said to be nothing is nothing.
+    SELECT run_dir, internal.last_told(kind, data, 'name', place) AS name,
+        internal.last_told(kind, data, 'notes', place) AS notes,
+        TRY_CAST(internal.last_told(kind, data, 'tags', place) AS VARCHAR[]) AS tags,
+        internal.last_told(kind, data, 'group', place) AS "group",
+        internal.last_told(kind, data, 'job_type', place) AS job_type,
+        internal.last_told(kind, data, 'host', place) AS host
+    FROM internal.events_of(runs) WHERE number IS NOT NULL AND kind IN ('start', 'facts')
+    GROUP BY run_dir
 ), pieces AS (
     SELECT run_dir, count(number) AS pieces, arg_max(is_closed, number) AS is_closed,
         arg_max(internal.moment(heartbeat_us), number) AS heard
@@ -495,35 +507,39 @@ WITH by_piece AS (
 ), syncs AS (
     SELECT run_dir, min(acked) AS acked, max(records - acked) AS backlog FROM internal.progress_of(runs) GROUP BY run_dir
 )
-SELECT r.run_dir, f.name,
+SELECT r.run_dir, t.name,
     CASE WHEN f.last.kind = 'exit' THEN CASE WHEN coalesce(f.last.exitcode, 0) = 0 THEN 'finished' ELSE 'failed' END
         WHEN p.is_closed THEN 'crashed'
         WHEN p.heard IS NOT NULL AND greatest(p.heard, f.last_time) < now() - INTERVAL 10 MINUTE THEN 'stale'
         ELSE 'live' END AS state,
-    f.tags, f."group", f.job_type, f.notes, f.started, f.last_time, f.duration_s, coalesce(f.steps, 0) AS steps, f.last_step,
+    t.tags, t."group", t.job_type, t.notes, f.started, f.last_time, f.duration_s, coalesce(f.steps, 0) AS steps, f.last_step,
     coalesce(c.records, 0) AS records, coalesce(c.trajectories, 0) AS trajectories, coalesce(p.pieces, 0) AS pieces, s.acked,
-    s.backlog, f.host, r.entity, r.path
+    s.backlog, t.host, r.entity, r.path, f.newest.step AS newest_step, f.newest.time AS newest_time,
+    coalesce(f.has_said, false) AS has_said
 FROM internal.runs_asked(runs) r
 LEFT JOIN facts f USING (run_dir)
+LEFT JOIN told t USING (run_dir)
 LEFT JOIN pieces p USING (run_dir)
 LEFT JOIN counts c USING (run_dir)
 LEFT JOIN syncs s USING (run_dir);
 
+CREATE VIEW internal.facts AS
+FROM internal.facts_of(internal.found()) UNION ALL FROM kept.facts ANTI JOIN internal.changed USING (run_dir);
+
+-- The config and the summary of each run as objects.
+CREATE VIEW internal.objects AS
+SELECT run_dir, coalesce(config, '{}') AS config, coalesce(summary, '{}') AS summary
+FROM internal.found_runs
+LEFT JOIN (
+    SELECT run_dir, json_group_object(key, value) AS config FROM internal.config_of(internal.found()) GROUP BY run_dir
+) USING (run_dir)
+LEFT JOIN (
+    SELECT run_dir, json_group_object(key, json) AS summary FROM internal.summary_of(internal.found()) GROUP BY run_dir
+) USING (run_dir)
+UNION ALL FROM kept.objects ANTI JOIN internal.changed USING (run_dir);
+
 CREATE VIEW runs AS
-SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id,
-    * EXCLUDE (run_dir, config, summary, host, entity, path), config, summary, host, entity, path
-FROM (
-    SELECT f.*, coalesce(config, '{}') AS config, coalesce(summary, '{}') AS summary
-    FROM internal.facts_of(internal.found()) f
-    LEFT JOIN (
-        SELECT run_dir, json_group_object(key, value) AS config
-        FROM internal.config_of(internal.found()) GROUP BY run_dir
-    ) USING (run_dir)
-    LEFT JOIN (
-        SELECT run_dir, json_group_object(key, json) AS summary
-        FROM internal.summary_of(internal.found()) GROUP BY run_dir
-    ) USING (run_dir)
-    UNION ALL
-    SELECT f.*, config, summary
-    FROM kept.facts f JOIN kept.objects USING (run_dir) ANTI JOIN internal.changed USING (run_dir)
-);
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, name, state, tags, "group", job_type,
+    notes, started, last_time, duration_s, steps, last_step, records, trajectories, pieces, acked, backlog, config, summary,
+    host, entity, path
+FROM internal.facts JOIN internal.objects USING (run_dir);
