@@ -427,6 +427,9 @@ def test_the_histories_of_runs_are_one_table(root: Path) -> None:
     ]
     assert table.to_dict("records") == rows
     assert list(table.columns) == ["_step", "loss", "run_id"]
+    assert runs.histories(keys=["loss"], format="polars").rows(named=True) == [
+        dict(zip(table.columns, row, strict=True)) for row in table.itertuples(index=False, name=None)
+    ]
     assert runs.histories(stream="system", format="pandas").empty
 
 

@@ -496,6 +496,19 @@ def test_a_value_in_the_place_of_a_dict_replaces_it_and_the_reverse(tmp_path: Pa
     assert rows == [("to_dict.x", 4.0), ("to_value", 3.0)]
 
 
+def test_what_a_run_is_called_is_what_it_said_last(tmp_path: Path) -> None:
+    run = handmade_run(tmp_path, name="first", notes="why", tags=["a"], group="g")
+    run.log("facts", name="second", tags=["b", "c"])
+    run.log("facts", notes=None)
+    run.log("exit", exitcode=0)
+    run.die()
+    resumed(run.identity, tmp_path, tags=["d"])
+
+    con = analysis.connect(tmp_path)
+
+    assert ask(con, 'SELECT name, notes, tags, "group" FROM runs') == [("second", None, ["d"], "g")]
+
+
 def test_a_run_is_live_until_it_says_how_it_ended_or_is_gone(tmp_path: Path) -> None:
     for run_id, exitcode in (("finished", 0), ("failed", 3)):
         handmade_run(tmp_path, run_id).log("exit", exitcode=exitcode)
