@@ -35,16 +35,24 @@ WANTED = {
     "sealed, 4-digit values": "floor, ours",
     "sealed, realistic": "floor, ours",
     "reading": "floor, ours, sealed",
+    "asking: first connect": "ours",
+    "asking: connect": "ours",
+    "asking: one curve": "ours, trackio, tensorboard, mlflow",
+    "asking: 100 curves": "ours",
+    "asking: best run by config": "ours",
+    "asking: summary table": "ours",
+    "asking: 100 runs to pandas": "ours",
+    "asking: memory": "ours",
 }
 # Not of the project's environment: without a place to install them in they have no numbers, and say so.
-INSTALLED_APART = {"trackio", "tensorboard"}
+INSTALLED_APART = {"trackio", "tensorboard", "mlflow"}
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
     env = {name: value for name, value in os.environ.items() if name != "TIDELOG_BENCH_CACHE"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench", "--quick", "--json", "log", "seal"],
+        [sys.executable, "-m", "tests.bench", "--quick", "--json", "log", "seal", "ask"],
         cwd=REPOSITORY,
         env=env,
         capture_output=True,

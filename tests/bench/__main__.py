@@ -16,6 +16,7 @@ import click
 from rich.console import Console
 
 from tests.bench import (
+    asking,
     decoding,
     log_cost,
     reading,
@@ -36,6 +37,7 @@ Measure = Callable[[Path, int], Iterator[Row]]
 PARTS: dict[str, tuple[Measure, ...]] = {
     "log": (log_cost.rows, stalls.rows, start.rows, threads.rows, trajectory.rows),
     "seal": (seal_cost.rows, reading.rows),
+    "ask": (asking.rows,),
     "sync": (sync_cost.rows,),
     "train": (decoding.rows, step.rows),
     "wandb-runs": (wandb_runs.rows,),

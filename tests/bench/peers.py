@@ -13,8 +13,15 @@ from functools import cache
 from pathlib import Path
 
 VARIABLE = "TIDELOG_BENCH_CACHE"
-# trackio brings gradio's client, tensorboard grpc: neither is wanted in the environment that the tests run in.
-PACKAGES = ("trackio==0.43.0", "tensorboard==2.21.0")
+# trackio brings gradio's client, tensorboard grpc, mlflow a server's parts: none is wanted in the environment that the tests
+# run in.
+PACKAGES = (
+    "trackio==0.43.0",
+    "tensorboard==2.21.0",
+    "mlflow-skinny==3.17.2",
+    "sqlalchemy==2.1.9",
+    "alembic==1.20.1",
+)
 
 
 class NotHad(Exception):
