@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 import duckdb
 
 from analysis import index, schema
-from analysis.catalog import Catalog, committed_seqs, damaged_lines, look
+from analysis.catalog import Catalog, committed_seq, damaged_lines, look
 from analysis.index import KeptRun, Progress
 from analysis.rows import fill
 from analysis.sources import Files, SourcesOfRun, define, sources_of
@@ -65,7 +65,7 @@ def connect(
     con = duckdb.connect()
     con.execute(f"SET threads = {min(_THREADS_MAX, os.cpu_count() or 1)}")
     asked = _Asked(root_of(root).absolute(), verify)
-    con.create_function("committed_seqs", committed_seqs, ["VARCHAR[]"], "BIGINT[]", side_effects=True)
+    con.create_function("committed_seq", committed_seq, ["VARCHAR"], "BIGINT", side_effects=True)
     # Without side effects: DuckDB asks when it plans a query, where the files of one must be known.
     con.create_function(
         "files_of", asked.files_of, ["BIGINT", "VARCHAR", "VARCHAR[]"], "VARCHAR", null_handling="special"

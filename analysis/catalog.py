@@ -17,7 +17,7 @@ the middle is not seen here, unless `damaged_lines` is asked.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,9 +158,9 @@ def look(root: Path, verify: bool = False, skip: Callable[[str], bool] = lambda 
     return catalog
 
 
-def committed_seqs(files: Iterable[str]) -> list[int]:
-    """Return the last committed seq of each file, -1 where there is none (or no such file any more)."""
-    return [end_of_segment(file).seq for file in files]
+def committed_seq(file: str) -> int:
+    """Return the last committed seq of a file, -1 where there is none (or no such file any more)."""
+    return end_of_segment(file).seq
 
 
 def end_of_segment(file: str) -> End:
@@ -203,7 +203,7 @@ def damaged_lines(file: str) -> Iterator[str]:
         return
     with open(fd, "rb", buffering=_READ_BYTES) as lines:
         while line := lines.readline(LINE_MAX_BYTES):
-            # Without a newline it is still being written, or never will be: `counted` and `committed_seqs` leave it out.
+            # Without a newline it is still being written, or never will be: `counted` and `committed_seq` leave it out.
             if line.endswith(b"\n"):
                 try:
                     unframe(line[:-1])

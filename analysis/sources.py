@@ -151,23 +151,22 @@ class _Generation:
     def __init__(self, found: Mapping[str, list[SourcesOfRun]], kept: Mapping[str, list[str]]) -> None:
         self._found = found
         self._kept = kept
-        self._joined: dict[tuple[str, bool], str] = {}
+        self._of_many: dict[tuple[str, bool], str] = {}
         self._examples = dict(self._first_of_each())
         self.sources = self._examples.keys()
 
     def of(self, source: str, run_ids: list[str] | None) -> str:
-        if run_ids is None or run_ids == FOUND:
-            is_all = run_ids is None
-            if (source, is_all) not in self._joined:
-                found = chain.from_iterable(self._found.values())
-                every = chain(found, self._all_kept()) if is_all else found
-                self._joined[source, is_all] = self._names(source, every)
-            return self._joined[source, is_all]
-        return self._names(source, chain.from_iterable(map(self._of_run, dict.fromkeys(run_ids))))
-
-    def _names(self, source: str, runs: Iterable[SourcesOfRun]) -> str:
         # Where there is none another's is read, of which nothing counts: DuckDB refuses to read no file.
-        return _BETWEEN.join(name for run in runs for name in run.get(source, ())) or self._example(source)
+        return self._names(source, run_ids) or self._example(source)
+
+    def _names(self, source: str, run_ids: list[str] | None) -> str:
+        if run_ids is not None and run_ids != FOUND:
+            return _joined(source, chain.from_iterable(map(self._of_run, dict.fromkeys(run_ids))))
+        of = source, run_ids is None
+        if of not in self._of_many:
+            found = chain.from_iterable(self._found.values())
+            self._of_many[of] = _joined(source, chain(found, self._all_kept()) if run_ids is None else found)
+        return self._of_many[of]
 
     def _of_run(self, run_id: str) -> Iterator[SourcesOfRun]:
         yield from self._found.get(run_id, ())
@@ -193,6 +192,10 @@ class _Generation:
             runs = chain(chain.from_iterable(self._found.values()), map(orjson.loads, kept))
             if (names := next((run[source] for run in runs if source in run), None)) is not None:
                 yield source, names[0]
+
+
+def _joined(source: str, runs: Iterable[SourcesOfRun]) -> str:
+    return _BETWEEN.join(name for run in runs for name in run.get(source, ()))
 
 
 SourcesOfRun = dict[str, list[str]]

@@ -54,16 +54,8 @@ CREATE VIEW internal.runs AS FROM internal.runs_asked(NULL);
 
 -- Which records of which file count, with what each file holds now.
 CREATE MACRO internal.spans_of(runs) AS TABLE
-SELECT file, run_dir, writer, stream, first, last FROM internal.found_segments
-WHERE last IS NOT NULL AND internal.is_asked(run_dir, runs)
-UNION ALL
-SELECT unnest(files), unnest(run_dirs), unnest(writers), unnest(streams), unnest(firsts), unnest(committed_seqs(files))
-FROM (
-    SELECT list(file ORDER BY file) AS files, list(run_dir ORDER BY file) AS run_dirs,
-        list(writer ORDER BY file) AS writers, list(stream ORDER BY file) AS streams, list(first ORDER BY file) AS firsts
-    FROM internal.found_segments WHERE last IS NULL AND internal.is_asked(run_dir, runs)
-)
-WHERE files IS NOT NULL
+SELECT file, run_dir, writer, stream, first, CASE WHEN last IS NULL THEN committed_seq(file) ELSE last END AS last
+FROM internal.found_segments WHERE internal.is_asked(run_dir, runs)
 UNION ALL
 SELECT file, run_dir, writer, stream, first, last FROM kept.segments ANTI JOIN internal.changed USING (run_dir)
 WHERE runs IS NULL OR list_contains(runs, internal.run_id_of(run_dir));

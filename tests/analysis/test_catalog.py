@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.catalog import NO_RECORD, committed_seqs, counted, damaged_lines, look
+from analysis.catalog import NO_RECORD, committed_seq, counted, damaged_lines, look
 from eventlog.reader import read
 from eventlog.record import encode
 from eventlog.segment import Header
@@ -53,7 +53,7 @@ def test_the_end_behind_a_line_of_many_reads_is_found(tmp_path: Path) -> None:
     run.log(step=0, x="x" * 1_000_000)
     run.append(b"y" * 100_000)
 
-    found = committed_seqs([str(run.segment), str(tmp_path / "gone")])
+    found = [committed_seq(str(run.segment)), committed_seq(str(tmp_path / "gone"))]
 
     assert found == [1, NO_RECORD]
 
@@ -63,7 +63,7 @@ def test_a_damaged_last_line_does_not_count(tmp_path: Path) -> None:
     run.log(step=0, x=1)
     run.overwrite(run.offset_of(1) + 40, b"9")
 
-    found = committed_seqs([str(run.segment)])
+    found = [committed_seq(str(run.segment))]
 
     assert found == [0]
 
