@@ -42,26 +42,41 @@ _KEY_NAMED = re.compile(
 
 
 @contextmanager
-def connected(root: Path | None, verify: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Give a connection; say on stderr what was passed over, and where to look if there is nothing."""
-    try:
+def connected(
+    root: Path | None, verify: bool = False, pack: Path | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Give a connection, over a pack if one is given; say on stderr what was passed over, and where to look if there is nothing."""
+    with needing("duckdb"):
         import analysis
-    except ModuleNotFoundError as error:
-        raise click.ClickException(f"{error.name!r} is not installed. Install `tidelog[analysis]`.") from None
-    with said_notices():
-        con = analysis.connect(root, verify=verify)
+        from analysis import pack as packs
+    with said_notices(), packs.in_words():
+        con = analysis.connect(root, verify=verify) if pack is None else packs.connect(pack)
     try:
         # It would stand in the middle of the output.
         con.execute("SET enable_progress_bar = false")
         # A name in a query is never a variable of this program.
         con.execute("SET python_enable_replacements = false")
-        say_what_is_damaged(con)
-        found = con.execute("SELECT path, (SELECT count(*) FROM internal.runs) FROM internal.root").fetchone()
-        if found is not None and not found[1]:
-            click.echo(f"There is no run in {found[0]!r}. Give --root, or set EVENTLOG_ROOT.", err=True)
+        if pack is None:
+            say_what_is_damaged(con)
+            found = con.execute(
+                "SELECT path, (SELECT count(*) FROM internal.runs) FROM internal.root"
+            ).fetchone()
+            if found is not None and not found[1]:
+                click.echo(f"There is no run in {found[0]!r}. Give --root, or set EVENTLOG_ROOT.", err=True)
         yield con
     finally:
         con.close()
+
+
+@contextmanager
+def needing(*libraries: str, extra: str = "analysis") -> Iterator[None]:
+    """Say what to install where one of these is not there."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in libraries:
+            raise
+        raise click.ClickException(f"{error.name!r} is not installed. Install `tidelog[{extra}]`.") from None
 
 
 @contextmanager
@@ -161,8 +176,6 @@ def execute(
     """Execute the query; if a file went away after it was listed (a run was deleted), look once more and do it again."""
     import duckdb
 
-    from analysis import refresh
-
     mine = None
     if values and not isinstance(query, str):
         mine = {name: value for name, value in values.items() if name in query.named_parameters} or None
@@ -171,8 +184,22 @@ def execute(
     try:
         con.execute(query, mine)
     except duckdb.IOException:
-        refresh(con)
+        if not looked_again(con):
+            raise
         con.execute(query, mine)
+
+
+def looked_again(con: duckdb.DuckDBPyConnection) -> bool:
+    """Look below the root again; False if the connection is over a pack, which stays what it is."""
+    from analysis import refresh
+
+    is_over_logs = con.execute(
+        "SELECT count(*) FROM duckdb_tables() WHERE schema_name = 'internal'"
+    ).fetchone()
+    if is_over_logs is None or not is_over_logs[0]:
+        return False
+    refresh(con)
+    return True
 
 
 def explained(con: duckdb.DuckDBPyConnection, error: duckdb.Error) -> str:
