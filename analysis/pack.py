@@ -217,7 +217,7 @@ class Packing:
         done.manifest = Manifest(self.views, self._packed_runs())
         for view, shape in VIEWS.items():
             files = self.old.files_of(view)
-            parts: list[str | None] = [None]
+            parts: Sequence[str | None] = [None]
             if shape.is_divided:
                 parts = sorted({run[0] for run in self.plan.written} | {file.part or "" for file in files})
             for part in parts:
