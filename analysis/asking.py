@@ -74,9 +74,10 @@ def needing(*libraries: str, extra: str = "analysis") -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in libraries:
+        library = (error.name or "").partition(".")[0]
+        if library not in libraries:
             raise
-        raise click.ClickException(f"{error.name!r} is not installed. Install `tidelog[{extra}]`.") from None
+        raise click.ClickException(f"{library!r} is not installed. Install `tidelog[{extra}]`.") from None
 
 
 @contextmanager

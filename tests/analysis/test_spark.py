@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ pytest.importorskip("sqlglot")
 from analysis import spark
 from analysis.portable import NotPortable, portable
 
+REPOSITORY = Path(__file__).parents[2]
 MISSING = (
     "pyspark is not installed"
     if importlib.util.find_spec("pyspark") is None
@@ -448,3 +452,49 @@ def test_every_type_of_a_view_has_one_in_spark(pack: Path) -> None:
     assert isinstance(manifest, Manifest)
     for view in manifest.views:
         assert spark.schema_of(manifest, view)
+
+
+def test_without_pyspark_it_says_what_to_install(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyspark", None)
+    for name in [name for name in sys.modules if name.startswith("pyspark.")]:
+        monkeypatch.delitem(sys.modules, name)
+
+    result = call("FROM runs", "--pack", pack, "--engine", "spark")
+
+    assert result.exit_code == 1
+    assert "'pyspark' is not installed. Install `tidelog[spark]`." in result.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyspark") is None, reason="pyspark is not installed")
+def test_without_java_it_says_so(pack: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("PATH", "JAVA_HOME")}
+
+    done = subprocess.run(
+        [sys.executable, "-m", "analysis", "sql", "FROM runs", "--pack", str(pack), "--engine", "spark"],
+        env={**environment, "PATH": "", "PYTHONPATH": str(REPOSITORY)},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 1
+    assert "Spark does not start" in done.stderr
+    assert "It needs Java 17 or newer, and its `java` in PATH." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs_spark
+def test_a_pack_that_is_replaced_meanwhile_is_read_to_its_end(root: Path, tmp_path: Path) -> None:
+    with Packing.looked(root, tmp_path / "pack") as found:
+        found.write()
+    con = packs.connect(tmp_path / "pack")
+    asked = spark.translated(con, "SELECT count(*) FROM metrics", {})
+
+    with spark.answer(con, tmp_path / "pack", asked, "local[1]") as result:
+        for name in ("later-1", "later-2", "later-3"):
+            handmade_run(tmp_path / "more", name).die()
+            with Packing.looked(tmp_path / "more", tmp_path / "pack") as found:
+                found.write()
+        counted = list(result.rows)
+
+    assert counted == con.execute("SELECT count(*) FROM metrics").fetchall()

@@ -18,6 +18,7 @@ from rich.console import Console
 from tests.bench import (
     decoding,
     log_cost,
+    pack,
     reading,
     seal_cost,
     stalls,
@@ -36,6 +37,7 @@ Measure = Callable[[Path, int], Iterator[Row]]
 PARTS: dict[str, tuple[Measure, ...]] = {
     "log": (log_cost.rows, stalls.rows, start.rows, threads.rows, trajectory.rows),
     "seal": (seal_cost.rows, reading.rows),
+    "pack": (pack.rows,),
     "sync": (sync_cost.rows,),
     "train": (decoding.rows, step.rows),
     "wandb-runs": (wandb_runs.rows,),
