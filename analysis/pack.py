@@ -110,6 +110,10 @@ class Busy(Exception):
     """Another process writes this pack."""
 
 
+class NoRuns(Exception):
+    """There is no run below the root, and something was asked that this would turn into a loss."""
+
+
 @dataclass(slots=True)
 class Packed:
     """What a pack came to."""
@@ -168,6 +172,14 @@ class Packing:
             views = {view: _columns(con, view) for view in VIEWS}
             found = _runs(catalog, views, time.time_ns() // 1000)
             records, sizes = _extents(catalog)
+            if not found:
+                if prune and old.runs:
+                    raise NoRuns(
+                        f"There is no run in {str(root)!r}, and --prune would empty the pack. Give --root, or set EVENTLOG_ROOT."
+                    )
+                warnings.warn(
+                    f"There is no run in {str(root)!r}. Give --root, or set EVENTLOG_ROOT.", stacklevel=3
+                )
             made = plan(old, found, prune)
             yield cls(root, pack, verify, con, old, old_dir, views, found, records, sizes, made)
         finally:
@@ -175,7 +187,7 @@ class Packing:
 
     @property
     def is_nothing(self) -> bool:
-        return self.plan.is_nothing and self.old.views == self.views
+        return self.plan.is_nothing and (self.old.views == self.views or not (self.found or self.old.runs))
 
     @property
     def bytes_to_read(self) -> int:
@@ -590,7 +602,7 @@ def in_words() -> Iterator[None]:
     """End the command with a sentence if a pack is none, or cannot be written."""
     try:
         yield
-    except NotAPack as error:
+    except (NotAPack, NoRuns) as error:
         raise NotFound(str(error)) from None
     except Busy as error:
         raise click.ClickException(str(error)) from None

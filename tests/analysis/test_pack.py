@@ -516,6 +516,20 @@ def test_damage_is_counted_and_said(tmp_path: Path) -> None:
     assert values_of(packs.connect(to)) == {"a": [0, 3, 4]}
 
 
+def test_a_root_without_runs_makes_no_pack_and_empties_none(tmp_path: Path) -> None:
+    root, to, none = tmp_path / "runs", tmp_path / "pack", tmp_path / "none"
+    a_run(root, "a", 1)
+
+    first = call("pack", "--root", none, "-o", to)
+    pack(root, to)
+    pruned = call("pack", "--root", none, "-o", to, "--prune")
+
+    assert (first.exit_code, pruned.exit_code) == (0, 2)
+    assert f"There is no run in {str(none)!r}. Give --root" in first.stderr
+    assert "--prune would empty the pack" in pruned.stderr
+    assert values_of(packs.connect(to)) == {"a": [1]}
+
+
 @pytest.fixture
 def no_pack(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "photos").mkdir()
