@@ -296,13 +296,14 @@ def test_files_of_a_good_size_are_never_merged() -> None:
 def test_a_pack_whose_views_had_other_columns_is_brought_up_to_date(tmp_path: Path) -> None:
     root, to = tmp_path / "runs", tmp_path / "pack"
     a_run(root, "gone", 1)
+    pack(root, to)
     a_run(root, "here", 2)
     pack(root, to)
     shutil.rmtree(root / "demo" / "gone")
     # As an older version would have written it: without `text`, and with a column that is no more.
-    (file,) = files_in(to, "metrics")
-    table = pq.read_table(file).drop_columns(["text"])
-    pq.write_table(table.append_column("old", table["key"]), file)
+    for file in files_in(to, "metrics"):
+        table = pq.read_table(file, partitioning=None).drop_columns(["text"])
+        pq.write_table(table.append_column("old", table["key"]), file)
     manifest = to / "current" / "pack.json"
     said = json.loads(manifest.read_bytes())
     del said["views"]["metrics"]["text"]
