@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -324,45 +325,49 @@ def test_a_pack_whose_views_had_other_columns_is_brought_up_to_date(tmp_path: Pa
 
 # ── whatever happens ─────────────────────────────────────────────────────────────────────────────────────────────
 
-# Packs with a limit on file operations: at the one after the last, the process is killed.
+# Packs, and is killed before the file operation of this number; without one it prints them all.
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
 import duckdb, pyarrow.parquet
 import analysis.pack as packs
 
-root, to, first, step = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+root, to, *limits = sys.argv[1:]
 EVENTS = {"open", "os.mkdir", "os.rename", "os.link", "os.symlink", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 def pack(limit):
-    seen = 0
+    seen = []
     def count(event, arguments):
-        nonlocal seen
         # Those that leave something behind; a descriptor is relative to what `rmtree` has opened.
-        if event in EVENTS and (isinstance(arguments[0], int) or "pack" in os.fspath(arguments[0])):
+        if event in EVENTS and (isinstance(arguments[0], int) or any("pack" in str(each) for each in arguments[:2])):
             if event == "open" and "w" not in str(arguments[1]) and not (arguments[2] or 0) & os.O_CREAT:
                 return
-            if seen == limit:
+            if len(seen) == limit:
                 os.kill(os.getpid(), signal.SIGKILL)
-            seen += 1
+            seen.append(event)
     sys.addaudithook(count)
-    with packs.Packing.looked(root, to) as found:
+    with packs.Packing.looked(Path(root), Path(to)) as found:
         found.write()
+    return seen
 
-limit = first
-while True:
+if not limits:
+    print(*pack(None))
+for limit in limits:
     child = os.fork()
     if not child:
-        pack(limit)
+        pack(int(limit))
         os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert status in (0, signal.SIGKILL), status
-    print(limit, status, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
     sys.stdin.readline()
-    if not status:
-        break
-    limit += step
 """
+
+
+def killed(root: Path, to: Path, *limits: int) -> subprocess.Popen[str]:
+    arguments = [str(root), str(to), *map(str, limits)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-c", _KILLED, *arguments], cwd=REPOSITORY, stdin=pipe, stdout=pipe, text=True
+    )
 
 
 def test_killed_at_any_file_operation_it_leaves_the_old_pack_whole_or_the_new_one(tmp_path: Path) -> None:
@@ -370,39 +375,37 @@ def test_killed_at_any_file_operation_it_leaves_the_old_pack_whole_or_the_new_on
     grows = a_run(root, "a", 1)
     a_run(root, "b", 2)
     pack(root, first)
-    pack(root, first)
     old = answers(packs.connect(first))
     more_of(grows, root, 3)
     a_run(root, "c", 4)
     new = answers(analysis.connect(root))
-    shutil.copytree(first, to, symlinks=True)
-    killed = subprocess.Popen(
-        [sys.executable, "-c", _KILLED, str(root), str(to), "0", "3"],
-        cwd=REPOSITORY,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert killed.stdin is not None
-    assert killed.stdout is not None
+    shutil.copytree(first, tmp_path / "pack-counted", symlinks=True)
+    events = killed(root, tmp_path / "pack-counted").communicate()[0].split()
+    commit = events.index("os.symlink")
+    # Some of all, and each of those around the commit.
+    limits = sorted({*range(0, len(events), 5), *range(commit - 3, commit + 4)})
 
+    shutil.copytree(first, to, symlinks=True)
+    process = killed(root, to, *limits)
     outcomes = []
-    for line in killed.stdout:
-        _, status = line.split()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for limit, status in zip(limits, process.stdout, strict=True):
         found = answers(packs.connect(to))
-        assert found in (old, new)
-        outcomes.append((status, found == new))
+        assert found in (old, new), (limit, events[limit])
+        outcomes.append((int(status), found == new))
         # Every other time what was left behind is there for the next pack.
-        if status != "0" and len(outcomes) % 2:
+        if len(outcomes) % 2 or found == new:
             shutil.rmtree(to)
             shutil.copytree(first, to, symlinks=True)
-        killed.stdin.write("\n")
-        killed.stdin.flush()
+        process.stdin.write("\n")
+        process.stdin.flush()
+    process.communicate()
 
-    assert killed.wait() == 0
-    assert len(outcomes) > 10
-    assert outcomes[-1] == ("0", True)
-    assert (str(9), False) in outcomes
+    assert (signal.SIGKILL, False) in outcomes
+    assert (signal.SIGKILL, True) in outcomes
+    pack(root, to)
+    assert answers(packs.connect(to)) == new
     assert not [path for path in to.iterdir() if path.name.startswith(".packing")]
 
 
