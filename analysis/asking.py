@@ -14,14 +14,15 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from analysis.naming import Run, keys_of, macros, nearest, runs_of, signature, views
+from analysis.printing import counting
 
 if TYPE_CHECKING:
     import duckdb
@@ -42,26 +43,42 @@ _KEY_NAMED = re.compile(
 
 
 @contextmanager
-def connected(root: Path | None, verify: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Give a connection; say on stderr what was passed over, and where to look if there is nothing."""
-    try:
+def connected(
+    root: Path | None, verify: bool = False, pack: Path | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Give a connection, over a pack if one is given; say on stderr what was passed over, and where to look if there is nothing."""
+    with needing("duckdb"):
         import analysis
-    except ModuleNotFoundError as error:
-        raise click.ClickException(f"{error.name!r} is not installed. Install `tidelog[analysis]`.") from None
-    with said_notices(), _progress() as progress:
-        con = analysis.connect(root, verify=verify, progress=progress)
+        from analysis import pack as packs
+    with said_notices(), packs.in_words(), counting("looked into once:", "runs") as progress:
+        con = packs.connect(pack) if pack else analysis.connect(root, verify=verify, progress=progress)
     try:
         # It would stand in the middle of the output.
         con.execute("SET enable_progress_bar = false")
         # A name in a query is never a variable of this program.
         con.execute("SET python_enable_replacements = false")
-        say_what_is_damaged(con)
-        found = con.execute("SELECT path, (SELECT count(*) FROM internal.runs) FROM internal.root").fetchone()
-        if found is not None and not found[1]:
-            click.echo(f"There is no run in {found[0]!r}. Give --root, or set EVENTLOG_ROOT.", err=True)
+        if pack is None:
+            say_what_is_damaged(con)
+            found = con.execute(
+                "SELECT path, (SELECT count(*) FROM internal.runs) FROM internal.root"
+            ).fetchone()
+            if found is not None and not found[1]:
+                click.echo(f"There is no run in {found[0]!r}. Give --root, or set EVENTLOG_ROOT.", err=True)
         yield con
     finally:
         con.close()
+
+
+@contextmanager
+def needing(*libraries: str, extra: str = "analysis") -> Iterator[None]:
+    """Say what to install where one of these is not there."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in libraries:
+            raise
+        raise click.ClickException(f"{library!r} is not installed. Install `tidelog[{extra}]`.") from None
 
 
 @contextmanager
@@ -71,35 +88,6 @@ def said_notices() -> Iterator[None]:
         yield
     for notice in notices:
         click.echo(f"analysis: {notice.message}", err=True)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Show on a terminal how far the index of settled runs is, while one is made; yield what is told of it."""
-    with ExitStack() as shown:
-        tell: list[Callable[[int, int], None]] = []
-
-        def told(done: int, of: int) -> None:
-            if not tell:
-                tell.append(shown.enter_context(_bar()))
-            tell[0](done, of)
-
-        yield told
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, of: None
-        return
-    columns = (TextColumn("looked into once:"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("")
-        yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
 @contextmanager
@@ -190,8 +178,6 @@ def execute(
     """Execute the query; if a file went away after it was listed (a run was deleted), look once more and do it again."""
     import duckdb
 
-    from analysis import refresh
-
     mine = None
     if values and not isinstance(query, str):
         mine = {name: value for name, value in values.items() if name in query.named_parameters} or None
@@ -200,8 +186,22 @@ def execute(
     try:
         con.execute(query, mine)
     except duckdb.IOException:
-        refresh(con)
+        if not looked_again(con):
+            raise
         con.execute(query, mine)
+
+
+def looked_again(con: duckdb.DuckDBPyConnection) -> bool:
+    """Look below the root again; False if the connection is over a pack, which stays what it is."""
+    from analysis import refresh
+
+    is_over_logs = con.execute(
+        "SELECT count(*) FROM duckdb_tables() WHERE schema_name = 'internal'"
+    ).fetchone()
+    if is_over_logs is None or not is_over_logs[0]:
+        return False
+    refresh(con)
+    return True
 
 
 def explained(con: duckdb.DuckDBPyConnection, error: duckdb.Error) -> str:

@@ -120,6 +120,19 @@ def main() -> None:
 @click.option(
     "--verify", is_flag=True, help="Check every record's checksum first, and leave out what is damaged."
 )
+@click.option(
+    "--pack",
+    type=click.Path(path_type=Path),
+    metavar="PACK",
+    help="Ask what `analysis pack` wrote, not the logs.",
+)
+@click.option("--engine", type=click.Choice(["duckdb", "spark"]), default="duckdb", help="Spark asks a pack.")
+@click.option(
+    "--master",
+    metavar="URL",
+    help="The Spark to ask: spark://…, local-cluster[2,1,1024].  [default: local[*]]",
+)
+@click.option("--show", is_flag=True, help="Print what Spark would be asked, and do not ask it.")
 def sql(
     query: str | None,
     root: Path | None,
@@ -129,6 +142,10 @@ def sql(
     output: Path | None,
     as_json: bool,
     verify: bool,
+    pack: Path | None,
+    engine: str,
+    master: str | None,
+    show: bool,
 ) -> None:
     """Run QUERY and print what it finds; it may be several statements. Without one, a terminal gets a shell, and
     anything else the views and some queries to start from.
@@ -143,8 +160,16 @@ def sql(
     shape = printing.shape_of("json" if as_json else shape, output)
     values = asking.parameters(given)
     text = query_file.read() if query_file else query
-    with connected(root, verify) as con:
-        if text and text.strip():
+    if pack is not None and (root is not None or verify):
+        raise click.UsageError(
+            "a pack is asked or the logs below a root; --verify belongs to `analysis pack`."
+        )
+    if engine == "duckdb" and (master or show):
+        raise click.UsageError("--master and --show belong to --engine spark.")
+    with connected(root, verify, pack) as con:
+        if engine == "spark":
+            _ask_spark(con, text, values, shape, output, pack, master, show)
+        elif text and text.strip():
             _answer(con, text, values, shape, output)
         elif query_file is None and output is None and sys.stdin.isatty() and sys.stdout.isatty():
             _shell(con, values, shape)
@@ -419,6 +444,52 @@ def cost(run: str, **asked: Any) -> None:
     _ask(verdicts.COST, run, {}, **asked)
 
 
+@main.command()
+@_root_option
+@click.option(
+    "-o",
+    "--output",
+    "to",
+    type=click.Path(path_type=Path),
+    metavar="PACK",
+    required=True,
+    help="Its directory.",
+)
+@click.option("--prune", is_flag=True, help="Remove from the pack what is no longer below the root.")
+@click.option("--dry-run", is_flag=True, help="Say what is new, and write nothing.")
+@click.option(
+    "--verify", is_flag=True, help="Check every record's checksum first, and leave out what is damaged."
+)
+@_json_option
+def pack(root: Path | None, to: Path, prune: bool, dry_run: bool, verify: bool, as_json: bool) -> None:
+    """Write all runs as a few large Parquet files, for other machines and engines; again, only what is new.
+
+    \b
+    analysis pack -o /data/pack
+    analysis sql --pack /data/pack "SELECT run_id, max FROM rollup WHERE key = 'eval/reward'"
+    """
+    with asking.needing("pyarrow"):
+        from analysis import pack as packs
+
+        with (
+            asking.said_notices(),
+            packs.in_words(),
+            packs.Packing.looked(root, to, prune=prune, verify=verify) as found,
+        ):
+            if dry_run:
+                done = found.dry()
+            else:
+                with asking.in_words(found.con), printing.progress(lambda: found.bytes_to_read) as progress:
+                    done = found.write(progress)
+    for warning in packs.warned(done):
+        click.echo(f"analysis: {warning}", err=True)
+    if as_json:
+        printing.print_json(packs.content_of(done))
+    else:
+        click.echo(packs.said(done, dry_run))
+    sys.exit(1 if done.plan.another else 0)
+
+
 # ── answering ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -473,6 +544,33 @@ def _ask(
         if shape == "table" and output is None and sys.stdout.isatty():
             click.echo(question.verdict(rows) + "\n")
         _answer(con, question.query, values, shape, output)
+
+
+def _ask_spark(
+    con: duckdb.DuckDBPyConnection,
+    text: str | None,
+    values: asking.Values,
+    shape: str,
+    output: Path | None,
+    pack: Path | None,
+    master: str | None,
+    show: bool,
+) -> None:
+    if pack is None or not text or not text.strip():
+        raise click.UsageError("Spark asks a pack: give --pack PACK and a query. `analysis pack` makes one.")
+    if shape == "parquet":
+        raise click.UsageError("Spark's answer is printed; for Parquet, ask DuckDB.")
+    with asking.needing("pyspark", "sqlglot", extra="spark"), asking.in_words(con):
+        from analysis import spark
+
+        query = spark.translated(con, text, values)
+        for notice in query.notices:
+            click.echo(f"analysis: {notice}", err=True)
+        if show:
+            click.echo(query.sql)
+            return
+        with spark.answer(con, pack, query, master) as result, _opened(output) as out:
+            printing.show(result, shape, out)
 
 
 def _write_parquet(

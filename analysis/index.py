@@ -52,7 +52,7 @@ _TABLES = ("runs", "pieces", "segments", "cursors", *_COMPUTED, "objects")
 _MEANT_BY = ("kept.sql", "tables.sql", "views.sql", "macros.sql", "catalog.py", "index.py", "sources.py")
 _RUN_COLUMNS = ("run_dir", "path", "project", "run_id", "entity", "dirs", "mark", "files")
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], object]
 """Is told how many runs of how many are done."""
 
 

@@ -182,10 +182,9 @@ class Shell:
                     click.echo(reason, err=True)
 
     def _refresh(self) -> None:
-        from analysis import refresh
-
         with asking.said_notices():
-            refresh(self.con)
+            if not asking.looked_again(self.con):
+                click.echo("A pack is as it was made; this is the one that was there at the start.")
         click.echo(f"{len(naming.runs_of(self.con))} runs.")
 
     def _interruptible(self, work: Callable[[], None]) -> None:
