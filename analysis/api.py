@@ -36,7 +36,8 @@ from analysis.errors import CommError
 from analysis.mongo import check, matches, place
 from analysis.naming import nearest
 from analysis.run import Facts, Run, check_field, frame, refusal
-from analysis.shown import STEP, TIMESTAMP, ages, as_config, as_shown
+from analysis.shown import STEP, TIMESTAMP, ages
+from eventlog.nested import as_config, as_sent
 
 # What is W&B's, and its servers' alone.
 _THEIRS = frozenset(
@@ -434,7 +435,7 @@ def _facts(
     duration_s: float | None,
     last_us: int | None,
 ) -> Facts:
-    came_to = dict(sorted(as_shown(orjson.loads(summary)).items())) | ages(duration_s or 0.0)
+    came_to = dict(sorted(as_sent(orjson.loads(summary)).items())) | ages(duration_s or 0.0)
     if last_step is not None and last_us is not None:
         came_to |= {STEP: last_step, TIMESTAMP: last_us / 1e6}
     return Facts(

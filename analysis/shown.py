@@ -15,12 +15,12 @@ There is no file or clock here.  One thing differs on purpose: a row that is too
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eventlog.outcome import TRACKED, Statistics, set_at
+from eventlog.nested import Path, as_config, as_sent, leaves, merge, path_of, set_at
+from eventlog.outcome import TRACKED, Statistics
 from eventlog.record import Record
 
 Row = dict[str, Any]
@@ -28,10 +28,6 @@ Row = dict[str, Any]
 STEP, TIMESTAMP, RUNTIME = "_step", "_timestamp", "_runtime"
 # What `start.rows` says of a run whose `metrics` records are whole rows, as W&B's own client closed them.
 _COMPLETE_ROWS = "complete"
-_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
-
-
-Path = tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -74,7 +70,7 @@ class CameTo:
         for path, value in data.get("set", []):
             statistics = self._at(tuple(path))
             # From here on no statistic is shown of this key.
-            statistics.latest, statistics.track, statistics.has_data = as_shown(value), [], True
+            statistics.latest, statistics.track, statistics.has_data = as_sent(value), [], True
         for path in map(tuple, data.get("delete", [])):
             if path in self._statistics:
                 self._statistics[path].latest, self._statistics[path].has_data = None, False
@@ -84,8 +80,7 @@ class CameTo:
 
     def define(self, name: str, words: Sequence[str]) -> None:
         r"""Show these statistics of a metric; `\.` is a dot that belongs to its name."""
-        parts = name.replace("\\.", "\0").split(".")
-        statistics = self._at(tuple(part.replace("\0", ".") for part in parts))
+        statistics = self._at(path_of(name))
         statistics.is_hidden = "none" in words
         statistics.track = [word for word in TRACKED if word in words]
 
@@ -167,7 +162,7 @@ class Rows:
         """Return a `system` record that was fed as W&B's row of system metrics."""
         row = {"_wandb": True, TIMESTAMP: record.time_us / 1e6, RUNTIME: self.runtime_s}
         # A sample that W&B's own client took brings its times.
-        named = {name if name in row else f"system.{name}": as_shown(v) for name, v in record.data.items()}
+        named = {name if name in row else f"system.{name}": as_sent(v) for name, v in record.data.items()}
         return row | named
 
     def _begin(self, record: Record) -> list[Row]:
@@ -190,7 +185,7 @@ class Rows:
             self._step = step
         if self._row is None:
             self._row = {}
-        _merge(self._row, record.data)
+        merge(self._row, as_sent(record.data))
         if TIMESTAMP not in record.data:
             self._row[TIMESTAMP] = record.time_us / 1e6
         if record.commit:
@@ -199,7 +194,7 @@ class Rows:
         return closed
 
     def _complete(self, record: Record) -> Row:
-        row: Row = {key: as_shown(value) for key, value in record.data.items()}
+        row: Row = {key: as_sent(value) for key, value in record.data.items()}
         # Where the step goes back, W&B's client takes the next that is free.
         row[STEP] = self._step if record.step is None else max(record.step, self._step)
         self._step = row[STEP] + 1
@@ -388,61 +383,3 @@ def at(tree: Mapping[str, Any], key: str, default: Any = None) -> Any:
                 return found
         cut = key.find(".", cut + 1)
     return default
-
-
-def leaves(row: Mapping[str, Any], above: Path = ()) -> Iterator[tuple[Path, Any]]:
-    for key, value in row.items():
-        if type(value) is dict:
-            yield from leaves(value, (*above, key))
-        else:
-            yield (*above, key), value
-
-
-def as_shown(value: Any) -> Any:
-    """Return a value with W&B's numbers in it, which are int64 or double.
-
-    >>> as_shown([2**63, 1, True])
-    [9.223372036854776e+18, 1, True]
-    """
-    if type(value) is int and not _INT64_MIN <= value <= _INT64_MAX:
-        try:
-            return float(value)
-        except OverflowError:
-            return math.inf if value > 0 else -math.inf
-    if type(value) is list:
-        return [as_shown(item) for item in value]
-    if type(value) is dict:
-        return {key: as_shown(item) for key, item in value.items()}
-    return value
-
-
-def as_config(value: Any) -> Any:
-    """Return a value as W&B's config has it: null for a NaN, and no empty dict.
-
-    >>> as_config({"nan": float("nan"), "inf": float("inf"), "empty": {}})
-    {'nan': None, 'inf': inf}
-    """
-    value = as_shown(value)
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, dict):
-        kept = {key: as_config(item) for key, item in value.items()}
-        return {key: item for key, item in kept.items() if item != {}}
-    return [as_config(item) for item in value] if isinstance(value, list) else value
-
-
-def _merge(row: Row, data: Mapping[str, Any]) -> None:
-    """Put `data` into `row` as W&B does: dicts grow together, and an empty dict is nothing."""
-    for key, value in data.items():
-        kind = type(value)
-        if kind is float or kind is str:
-            row[key] = value
-        elif kind is dict:
-            below = row.get(key)
-            if type(below) is not dict:
-                below = {}
-            _merge(below, value)
-            if below:
-                row[key] = below
-        else:
-            row[key] = as_shown(value)

@@ -19,7 +19,8 @@ from typing import Any
 
 from eventlog.configs import as_config, copied, friendly, merged
 from eventlog.errors import ConfigError
-from eventlog.outcome import Path, SummaryState
+from eventlog.nested import Path
+from eventlog.outcome import SummaryState
 from eventlog.record import as_logged
 
 

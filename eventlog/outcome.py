@@ -19,13 +19,13 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eventlog.nested import Path, leaves, merge, pop, set_at
 from eventlog.record import ALL_PLAIN, Record, TextMark, as_logged, decode_data
 
-Path = tuple[str, ...]
 # The statistics of a key, in the order in which its summary has them.
 TRACKED = ("last", "first", "max", "min", "mean")
 _BRACKET = ord("[")
@@ -241,16 +241,16 @@ class SummaryState:
 
     def _take_values(self, row: dict[str, Any], step: int, closes: bool) -> None:
         if self._by_hand:
-            for path, _ in _leaves(row):
+            for path, _ in leaves(row):
                 if above := self.set_by_hand_above(path):
                     self._delete(above)
-        _merge(self._items, row)
+        merge(self._items, row)
         if self._is_simple:
             return
         if step != self._open_step:
             self._close_row()
             self._open_step = step
-        for path, value in _leaves(row):
+        for path, value in leaves(row):
             words = self._words_of(path)
             if words or self._keeps_all:
                 statistics = self._statistics.setdefault(path, _WithOpenRow())
@@ -290,7 +290,7 @@ class SummaryState:
             return any(
                 ".".join(path).startswith(name[:-1])
                 and not any(path[:n] in known for n in range(1, len(path) + 1))
-                for path, _ in _leaves(self._items)
+                for path, _ in leaves(self._items)
             )
         if (name,) in self._statistics or tuple(name.split(".")) in self._statistics:
             return False
@@ -322,7 +322,7 @@ class SummaryState:
 
     def _delete(self, path: Path) -> None:
         self._forget_below(path)
-        _pop(self._items, path)
+        pop(self._items, path)
 
     def _forget_below(self, path: Path) -> None:
         for below in [other for other in list(self._statistics) if other[: len(path)] == path]:
@@ -337,7 +337,7 @@ class SummaryState:
         for path, statistics in unshown.items():
             words = self._words_of(path)
             if "none" in words:
-                _pop(self._items, path)
+                pop(self._items, path)
             elif tracked := [word for word in TRACKED if word in words]:
                 set_at(self._items, path, statistics.shown(tracked))
 
@@ -370,44 +370,3 @@ def _number(value: Any) -> float | None:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
-
-
-def _leaves(row: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    for key, value in list(row.items()):
-        if type(value) is dict:
-            yield from _leaves(value, (*path, key))
-        else:
-            yield (*path, key), value
-
-
-def _merge(items: dict[str, Any], row: Mapping[str, Any]) -> None:
-    """Put `row` into `items` as W&B does: dicts grow together, and an empty dict is nothing."""
-    for key, value in row.items():
-        if type(value) is dict:
-            below = items.get(key)
-            if type(below) is not dict:
-                below = {}
-            _merge(below, value)
-            if below:
-                items[key] = below
-        else:
-            items[key] = value
-
-
-def _pop(tree: dict[str, Any], path: Path) -> None:
-    for key in path[:-1]:
-        below = tree.get(key)
-        if type(below) is not dict:
-            return
-        tree = below
-    tree.pop(path[-1], None)
-
-
-def set_at(tree: dict[str, Any], path: Path, value: Any) -> None:
-    """Put a value into nested dicts, which are made, or take the place of other values, on the way."""
-    for key in path[:-1]:
-        below = tree.get(key)
-        if type(below) is not dict:
-            below = tree[key] = {}
-        tree = below
-    tree[path[-1]] = value

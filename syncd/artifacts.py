@@ -25,7 +25,7 @@ from typing import Any
 
 import orjson
 
-from syncd.fold import as_sent
+from eventlog.nested import as_sent
 from syncd.http import Answer, dig
 from syncd.shipper import Outcome, Verdict
 from syncd.transfer import (

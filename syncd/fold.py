@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from eventlog.outcome import TRACKED, Statistics, set_at
+from eventlog.nested import Path as KeyPath
+from eventlog.nested import as_sent, merge, path_of, set_at
+from eventlog.nested import leaves as leaves_of
+from eventlog.outcome import TRACKED, Statistics
 from eventlog.record import Record, json_of
 
 HISTORY = "wandb-history.jsonl"
@@ -33,7 +35,6 @@ CONSOLE = "output.log"
 
 # W&B's own client drops a longer line.
 LINE_MAX_BYTES = 10 * 1024 * 1024 - 100 * 1024
-_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 REPEATED_STEP = "step repeated or in the past"
 LINE_TOO_LONG = "line over W&B's limit"
 # The SDK names what it adds to a row like this, and W&B keeps such keys for itself.
@@ -44,8 +45,6 @@ COMPLETE_ROWS = "complete"
 
 # The key of a row that stands in for one that cannot be shown.
 STUB = "_tidelog_stub"
-
-KeyPath = tuple[str, ...]
 
 
 class Line(NamedTuple):
@@ -278,7 +277,7 @@ class Fold:
             self.step = step
         if self._row is None:
             self._row, self.row_seq = {}, record.seq
-        _merge(self._row, record.data)
+        merge(self._row, as_sent(record.data))
         if _TIMESTAMP not in record.data:
             self._row[_TIMESTAMP] = record.time_us / 1e6
         if record.commit:
@@ -344,7 +343,7 @@ class Fold:
         self._next_free_step = step + 1
         row[_RUNTIME] = self._runtime_s
         row[_STEP] = step
-        leaves = list(_leaves(row))
+        leaves = list(leaves_of(row))
         if self.definitions:
             self._apply_definitions(row, leaves)
         for path, value in leaves:
@@ -391,7 +390,7 @@ class Fold:
         return None
 
     def _configure_summary(self, definition: Definition) -> None:
-        statistics = self._statistics_at(_escaped_path(definition.name))
+        statistics = self._statistics_at(path_of(definition.name))
         statistics.hidden = "none" in definition.summary
         statistics.track = [word for word in TRACKED if word in definition.summary]
 
@@ -453,48 +452,3 @@ def _dicts_copied(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _values(instance: Any) -> list[Any]:
     return [getattr(instance, part.name) for part in fields(instance)]
-
-
-def _merge(row: dict[str, Any], data: dict[str, Any]) -> None:
-    """Put `data` into `row` as W&B does: dicts grow together, and an empty dict is nothing."""
-    for key, value in data.items():
-        if type(value) is dict:
-            below = row.get(key)
-            if type(below) is not dict:
-                below = {}
-            _merge(below, value)
-            if below:
-                row[key] = below
-        else:
-            row[key] = as_sent(value)
-
-
-def as_sent(value: Any) -> Any:
-    """Return `value` with W&B's numbers in it, which are int64 or double."""
-    if type(value) is int and not _INT64_MIN <= value <= _INT64_MAX:
-        try:
-            return float(value)
-        except OverflowError:
-            return float("inf") if value > 0 else float("-inf")
-    if type(value) is list:
-        return [as_sent(item) for item in value]
-    if type(value) is dict:
-        return {key: as_sent(item) for key, item in value.items()}
-    return value
-
-
-def _leaves(row: dict[str, Any], above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    for key, value in row.items():
-        if type(value) is dict:
-            yield from _leaves(value, (*above, key))
-        else:
-            yield (*above, key), value
-
-
-def _escaped_path(name: str) -> KeyPath:
-    r"""Split a metric's name at its dots; `\.` is a dot that belongs to the name.
-
-    >>> _escaped_path(r"a.b\.c")
-    ('a', 'b.c')
-    """
-    return tuple(part.replace("\0", ".") for part in name.replace(r"\.", "\0").split("."))

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from syncd.fold import Definition, as_sent
+from eventlog.nested import as_config
+from syncd.fold import Definition
 
 MARK = "_tidelog"
 # The release of W&B's SDK whose requests we reproduce; sent where the SDK sends its own version.
@@ -118,7 +118,7 @@ def config_json(
         **(start.get("wandb") or {}),
     }
     wrapped = {key: value for key, value in others.items() if key not in ("_wandb", MARK)}
-    wrapped |= {key: {"value": value} for key, value in _as_config(config).items()}
+    wrapped |= {key: {"value": value} for key, value in as_config(config).items()}
     wrapped |= {MARK: {"value": mark}, "_wandb": {"value": internal}}
     # Sorted, so that the same config has the same digest in every process.
     return json.dumps(wrapped, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
@@ -177,20 +177,3 @@ def _definition(definition: Definition, index: dict[str, int]) -> dict[str, Any]
     if definition.goal in _GOAL_NUMBERS:
         entry["8"] = _GOAL_NUMBERS[definition.goal]
     return entry
-
-
-def _as_config(value: Any) -> Any:
-    """Return a value as the SDK has it in the config: null for a NaN, and no empty dict.
-
-    >>> _as_config({"nan": float("nan"), "inf": float("inf"), "empty": {}})
-    {'nan': None, 'inf': inf}
-    """
-    value = as_sent(value)
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, dict):
-        kept = {key: _as_config(item) for key, item in value.items()}
-        return {key: item for key, item in kept.items() if item != {}}
-    if isinstance(value, list):
-        return [_as_config(item) for item in value]
-    return value
