@@ -164,16 +164,8 @@ class _Found:
 
 def _load(con: duckdb.DuckDBPyConnection, asked: _Asked) -> _Found:
     """Look at what is below the root and not kept, or no longer as it was kept, and let the views know."""
-    root, holding = str(asked.root), set()
-
-    def holds(run_dir: str) -> bool:
-        run = asked.kept.get(run_dir)
-        if run is None or not run.holds(root):
-            return False
-        holding.add(run_dir)
-        return True
-
-    catalog = look(asked.root, asked.verify, skip=holds)
+    holding = index.holding(asked.kept.values(), str(asked.root))
+    catalog = look(asked.root, asked.verify, skip=holding.__contains__)
     damaged: list[dict[str, str]] = []
     if asked.verify:
         lines = [file for stream in STREAMS for file in catalog.files(stream, sealed=False)]
@@ -194,8 +186,9 @@ def _load(con: duckdb.DuckDBPyConnection, asked: _Asked) -> _Found:
     for row in catalog.runs:
         found.setdefault(row.run_id, []).append(sources.get(row.run_dir, {}))
     kept: dict[str, list[str]] = {}
-    for run_dir in holding:
-        kept.setdefault(asked.kept[run_dir].run_id, []).append(asked.kept[run_dir].files)
+    for run in asked.kept.values():
+        if run.run_dir in holding:
+            kept.setdefault(run.run_id, []).append(run.files)
     names = con.execute(
         """SELECT run_dir, project, run_id FROM internal.runs
         WHERE run_dir <> project || '/' || run_id OR contains(project, '/')"""

@@ -65,13 +65,6 @@ class KeptRun(NamedTuple):
     mark: int
     files: str
 
-    def holds(self, root: str) -> bool:
-        """Whether nothing has changed in the run's directories."""
-        try:
-            return mark_of(f"{root}/{self.run_dir}", self.dirs)[0] == self.mark
-        except OSError:
-            return False
-
 
 def cache_dir() -> Path:
     """Return the directory of what can be made again: `$TIDELOG_CACHE_DIR`, or where the platform keeps such things."""
@@ -116,14 +109,25 @@ def make_tables(con: duckdb.DuckDBPyConnection, database: str) -> None:
         con.execute(f"USE {home}")
 
 
-def mark_of(path: str, dirs: str) -> tuple[int, int]:
-    """Return what the times of these directories of a run come to, and the newest of them, in ns; or raise `OSError`."""
-    newest = mark = os.stat(path).st_mtime_ns
+def holding(kept: Iterable[KeptRun], root: str) -> set[str]:
+    """Return the directories of those runs in which nothing has changed."""
+    found = set()
+    for run in kept:
+        try:
+            if mark_of(f"{root}/{run.run_dir}", run.dirs) == run.mark:
+                found.add(run.run_dir)
+        except OSError:
+            # Gone, or not to be looked at any more: so it is no longer what it was.
+            continue
+    return found
+
+
+def mark_of(path: str, dirs: str) -> int:
+    """Return what the times of a run's directory and of these in it come to, in one number; or raise `OSError`."""
+    mark = os.stat(path).st_mtime_ns
     for name in dirs.split("/"):
-        changed = os.stat(f"{path}/{name}").st_mtime_ns
-        newest = max(newest, changed)
-        mark = (mark * 31 + changed) & 0x7FFF_FFFF_FFFF_FFFF
-    return mark, newest
+        mark = (mark * 31 + os.stat(f"{path}/{name}").st_mtime_ns) & 0x7FFF_FFFF_FFFF_FFFF
+    return mark
 
 
 def settled(catalog: Catalog) -> list[str]:
@@ -163,6 +167,8 @@ def keep(
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         con.execute(f"ATTACH {literal(str(temporary))} AS fresh")
+        # Of each of many queries one bar: `progress` is told of all.
+        con.execute("SET enable_progress_bar = false")
         try:
             os.chmod(temporary, 0o600)
             make_tables(con, "fresh")
@@ -175,6 +181,7 @@ def keep(
                 _add(con, run_dirs[at : at + _BATCH_RUNS], sources, looked_ns)
             progress(len(run_dirs), len(run_dirs))
         finally:
+            con.execute("RESET enable_progress_bar")
             con.execute("DETACH DATABASE IF EXISTS fresh")
         os.replace(temporary, path)
     except (OSError, duckdb.Error):
@@ -226,7 +233,8 @@ def _add(
         for run_dir, path, project, run_id, entity, writers in found:
             dirs = f"{writers}/{SYNC_DIR}" if os.path.isdir(f"{path}/{SYNC_DIR}") else writers
             # After all that was read of it: what changed meanwhile, or may have, is not believed.
-            mark, newest_ns = mark_of(path, dirs)
+            mark = mark_of(path, dirs)
+            newest_ns = max(os.stat(f"{path}/{name}").st_mtime_ns for name in ("", *dirs.split("/")))
             if newest_ns < looked_ns - _AT_REST_NS:
                 names = orjson.dumps(sources.get(run_dir, {})).decode()
                 values = (run_dir, path, project, run_id, entity, dirs, mark, names)

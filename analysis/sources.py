@@ -14,7 +14,7 @@ No file is opened here but briefs, to see whether they are whole.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,6 +130,7 @@ class Files:
     def __init__(self) -> None:
         self._generations: dict[int, _Generation] = {}
         self._newest = 0
+        self._defined: set[str] = set()
 
     def next(self, found: Mapping[str, list[SourcesOfRun]], kept: Mapping[str, list[str]]) -> int:
         """Take what there is now, by run id; return its generation. The one before it stays for who began with it."""
@@ -141,6 +142,12 @@ class Files:
     def sources(self, generation: int) -> set[str]:
         """Return the sources that there are at all."""
         return set(self._generations[generation].sources)
+
+    def is_to_be_defined(self, what: str, is_there: bool) -> bool:
+        """Whether something is there, or was: what never was is nothing in the template as well."""
+        if is_there:
+            self._defined.add(what)
+        return what in self._defined
 
     def of(self, generation: int, source: str, run_ids: list[str] | None) -> str:
         """Return the names for DuckDB, in one text."""
@@ -233,18 +240,31 @@ def define(
     con: duckdb.DuckDBPyConnection,
     files: Files,
     generation: int,
-    names: Iterable[tuple[str, str, str]],
+    names: Sequence[tuple[str, str, str]],
     is_damaged: bool,
 ) -> None:
     """Define what depends on which files there are; the views stand on it.
 
     `names` are (run directory, project, run id) of the runs that are not called as their directories are.
     """
-    odd = list(names)
+    for what, is_there, statement in _definitions(generation, files.sources(generation), names, is_damaged):
+        if files.is_to_be_defined(what, is_there):
+            con.execute(statement)
+
+
+def define_nothing(con: duckdb.DuckDBPyConnection) -> None:
+    """Define the same over no file."""
+    for _, _, statement in _definitions(0, set(), [], is_damaged=False):
+        con.execute(statement)
+
+
+def _definitions(
+    generation: int, there: set[str], names: Sequence[tuple[str, str, str]], is_damaged: bool
+) -> Iterator[tuple[str, bool, str]]:
+    """Yield what is defined, whether there is any of it, and the statement."""
     for part, attribute in enumerate(("project", "run_id"), start=1):
-        raw = _raw_name(part, {name[0]: name[part] for name in odd})
-        con.execute(f"CREATE OR REPLACE MACRO internal.{attribute}_of(run_dir) AS {raw}")
-    there = files.sources(generation)
+        raw = _raw_name(part, {name[0]: name[part] for name in names})
+        yield attribute, bool(names), f"CREATE OR REPLACE MACRO internal.{attribute}_of(run_dir) AS {raw}"
 
     def asked(source: str) -> str | None:
         called = f"files_of({generation}, '{source}', runs)"
@@ -252,20 +272,15 @@ def define(
 
     damaged = "AND (filename, crc) NOT IN (SELECT (file, crc) FROM internal.damaged)" if is_damaged else ""
     for view, stream, data_type in _LIVE:
-        con.execute(
-            _SOURCE.format(
-                view=view,
-                lines=_json(asked(f"live_{stream}"), _LINE | {"data": data_type}),
-                columns=_LIVE_COLUMNS,
-                undamaged=f"AND crc IS NOT NULL {damaged}",
-            )
-        )
+        lines = _json(asked(f"live_{stream}"), _LINE | {"data": data_type})
+        undamaged = f"AND crc IS NOT NULL {damaged}"
+        statement = _SOURCE.format(view=view, lines=lines, columns=_LIVE_COLUMNS, undamaged=undamaged)
+        yield view, f"live_{stream}" in there, statement
     for view, types in _SEALED.items():
         columns = ", ".join(_AS_LIVE.get(name, name) for name in types if name != "time")
-        con.execute(
-            _SOURCE.format(view=view, lines=_columns(asked(view), types), columns=columns, undamaged="")
-        )
-    con.execute(_BRIEFS.format(briefs=_json(asked("briefs"), _BRIEF)))
+        lines = _columns(asked(view), types)
+        yield view, view in there, _SOURCE.format(view=view, lines=lines, columns=columns, undamaged="")
+    yield "briefs", "briefs" in there, _BRIEFS.format(briefs=_json(asked("briefs"), _BRIEF))
 
 
 def _json(files: str | None, types: dict[str, str]) -> str:
