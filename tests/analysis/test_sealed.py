@@ -91,3 +91,20 @@ def test_every_view_says_the_same_of_a_sealed_log(tmp_path: Path, removes: bool)
         assert after[view] == before[view], view
     assert bool(list(tmp_path.rglob("*.jsonl"))) is not removes
     assert len(list(tmp_path.rglob("events-*.parquet"))) == 2
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_every_view_goes_to_pandas_polars_and_arrow(tmp_path: Path, is_sealed: bool) -> None:
+    log_everything(tmp_path)
+    if is_sealed:
+        seal_all(tmp_path)
+    con = analysis.connect(tmp_path)
+
+    for view in VIEWS:
+        asked = con.sql(f"FROM {view}")
+        rows, columns = len(asked.fetchall()), asked.columns
+        frame, other, table = asked.df(), asked.pl(), asked.to_arrow_table()
+        assert (list(frame.columns), other.columns, table.column_names) == (columns,) * 3, view
+        assert (len(frame), other.height, table.num_rows) == (rows,) * 3, view
+    (value,) = con.sql("SELECT value FROM metrics WHERE key = 'n' AND step = 7").pl()["value"]
+    assert value == 7.0
