@@ -14,11 +14,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
@@ -28,7 +28,7 @@ from eventlog import roots as known_roots
 from eventlog.cursor import APPEND, Sink
 from eventlog.piece import RUN_FILE, RunIdentity
 from eventlog.reader import find_runs
-from syncd import credentials
+from syncd import credentials, service
 from syncd.instance import AlreadyRunning, Instance
 from syncd.metadata import Edits
 from syncd.shipper import FLUSH_S
@@ -38,12 +38,27 @@ from syncd.sync import sync as run_sync
 from syncd.wandb_files import default_directory
 from syncd.wandb_runs import Taken
 
+if TYPE_CHECKING:
+    from syncd.doctor import Finding
+    from syncd.http import Answer
+
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
 PATIENCE_S = 30.0
 # What `wandb sync --clean` had left alone, and how many runs are listed before they are uploaded.
 CLEAN_OLD_HOURS = 24.0
 LISTED_MAX = 20
+_FOLLOW_S = 0.2
+# What `syncd` would read in this shell, and a unit does not have; the key is never among them.
+_UNIT_VARIABLES = (
+    "WANDB_BASE_URL",
+    "TIDELOG_STATE_DIR",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+)
 # Addresses are for a screen of runs, not for a thousand.
 URLS_MAX = 10
 
@@ -103,7 +118,7 @@ def start(roots: tuple[Path, ...], foreground: bool, flush_s: float) -> None:
             break
         time.sleep(0.02)
     click.echo(f"syncd did not start. The end of its log, {instance.log_path}:", err=True)
-    click.echo("\n".join(_tail(instance.log_path, 5)), err=True)
+    click.echo("\n".join(tail(instance.log_path, 5)), err=True)
     sys.exit(3 if child.poll() == 3 else 1)
 
 
@@ -385,6 +400,66 @@ def retry(roots: tuple[Path, ...], run: str, append: bool, new_id: bool, ended: 
         click.echo(f"No syncd is running: `syncd sync {run_dir}` uploads it now.")
 
 
+@main.command()
+@click.option(
+    "-n", "--lines", type=click.IntRange(0), default=50, show_default=True, help="So many of its last lines."
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what it says, until Ctrl-C.")
+def logs(lines: int, follow: bool) -> None:
+    """Show what the daemon wrote into its log."""
+    path = Instance(known_roots.state_dir()).log_path
+    if not path.exists() and not follow:
+        click.echo(f"There is no log yet: {path}. `syncd start` begins one.", err=True)
+        return
+    with suppress(KeyboardInterrupt, BrokenPipeError):
+        for line in tail(path, lines, follow):
+            click.echo(line)
+
+
+@main.command()
+@_root_option
+@click.option("--json", "as_json_", is_flag=True, help="For scripts.")
+def doctor(roots: tuple[Path, ...], as_json_: bool) -> None:
+    """Look for what may keep uploads from happening here, and say how each thing is mended."""
+    from syncd.doctor import BAD, findings
+    from syncd.wandb_api import WandbApi
+
+    url = credentials.base_url()
+
+    def probe() -> Answer:
+        return asyncio.run(WandbApi(url, lambda: credentials.api_key(url)).probe())
+
+    found = list(findings(Instance(known_roots.state_dir()), _roots(roots), url, probe))
+    if as_json_:
+        click.echo(orjson.dumps([asdict(each) for each in found], option=orjson.OPT_INDENT_2))
+    else:
+        _say_findings(found)
+    sys.exit(1 if any(each.state == BAD for each in found) else 0)
+
+
+@main.command("service")
+@_root_option
+@click.option("--install", is_flag=True, help="Write the unit where systemd looks for it.")
+def service_(roots: tuple[Path, ...], install: bool) -> None:
+    """Show a systemd user unit for the daemon, and what to type where there is no systemd."""
+    given = [root.absolute() for root in roots]
+    passed = {name: os.environ[name] for name in _UNIT_VARIABLES if os.environ.get(name)}
+    text = service.unit(sys.executable, given, passed)
+    if not install:
+        click.echo(text)
+        click.echo(service.without_systemd(sys.executable, given), err=True)
+        return
+    try:
+        path = service.install(text, service.unit_directory(dict(os.environ)))
+    except service.NotOurs as error:
+        raise click.UsageError(str(error)) from None
+    click.echo(
+        f"{path} is written. Now:\n\n  systemctl --user daemon-reload\n  systemctl --user enable --now syncd"
+    )
+    click.echo("  loginctl enable-linger      # so that it runs while you are logged out\n")
+    click.echo("The key is not in it: it comes from `wandb login`.")
+
+
 # -- the daemon's process --------------------------------------------------------------------------------------
 
 
@@ -403,6 +478,7 @@ def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float) -> None:
 
     def say(daemon: Daemon) -> None:
         gate = daemon.gate
+        service.notify(f"READY=1\nSTATUS={'uploads to' if gate.is_open else 'cannot reach'} {url}")
         instance.write_page(
             {
                 "state": "online" if gate.is_open else "offline",
@@ -430,6 +506,7 @@ def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float) -> None:
         try:
             await daemon.run()
         finally:
+            service.notify("STOPPING=1")
             watch.stop()
 
     logging.getLogger("syncd").info("syncd %d uploads to %s", os.getpid(), url)
@@ -763,8 +840,43 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _tail(path: Path, lines: int) -> list[str]:
+def _say_findings(found: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    signs = {"well": ("✓", "green"), "odd": ("!", "yellow"), "bad": ("✗", "red")}
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for each in found:
+        sign, style = signs[each.state]
+        said = Text(each.said)
+        if each.mend is not None:
+            said.append(f"\n→ {each.mend}", style="bold")
+        table.add_row(Text(sign, style=style), Text(each.what), said)
+    Console(soft_wrap=False).print(table)
+
+
+def tail(path: Path, lines: int, follow: bool = False) -> Iterator[str]:
+    """Yield the last lines of a file, and those to come, also of a file that takes its place; without an end if `follow`."""
+    text, at = _more(path, (0, 0))
+    *whole, rest = text.split("\n")
+    if rest and not follow:
+        whole.append(rest)
+    yield from whole[-lines:] if lines else []
+    while follow:
+        time.sleep(_FOLLOW_S)
+        text, at = _more(path, at)
+        *whole, rest = (rest + text).split("\n")
+        yield from whole
+
+
+def _more(path: Path, at: tuple[int, int]) -> tuple[str, tuple[int, int]]:
+    """Return what a file has behind an offset, of a new or an emptied file all; and where that ends (inode, offset)."""
     try:
-        return path.read_text(errors="replace").splitlines()[-lines:]
+        with open(path, "rb") as file:
+            now = os.fstat(file.fileno())
+            file.seek(at[1] if at[0] == now.st_ino and at[1] <= now.st_size else 0)
+            return file.read().decode(errors="replace"), (now.st_ino, file.tell())
     except OSError:
-        return []
+        # Not there yet, or between two names.
+        return "", at

@@ -1,0 +1,294 @@
+"""What may keep uploads from happening on this machine, and what to do about each.
+
+    machine, settings, roots, one question to the server  ──▶  Finding, Finding, …
+
+Invariants
+----------
+* Each thing that is looked at has a finding, also where all is well: what is not listed was not looked at.
+* Whatever is not well says how it is mended, in words that can be typed.
+* Nothing is changed, and nothing but one question is sent.
+* The key is never shown.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eventlog import roots as known_roots
+from syncd import credentials
+from syncd.instance import Instance
+
+if TYPE_CHECKING:
+    from syncd.http import Answer
+
+WELL, ODD, BAD = "well", "odd", "bad"
+
+# A token or a signature may be refused beyond some minutes; W&B's own times are ours.
+_CLOCK_OFF_S = 60.0
+_DISK_ODD_BYTES, _DISK_BAD_BYTES = 2 * 1024**3, 100 * 1024**2
+_INODES_ODD = 10_000
+# Of the machine's watches so many may be ours before others have too few.
+_WATCHES_PART = 0.5
+_INOTIFY = Path("/proc/sys/fs/inotify")
+_OLDEST_SDK = (0, 20)
+# Inotify hears nothing of what another machine writes on these.
+NETWORK_FILE_SYSTEMS = frozenset(
+    [
+        "nfs",
+        "nfs4",
+        "lustre",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "gpfs",
+        "beegfs",
+        "ceph",
+        "glusterfs",
+        "9p",
+        "afs",
+        "fuse.sshfs",
+        "fuse.s3fs",
+        "fuse.rclone",
+        "fuse.glusterfs",
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    what: str
+    """What was looked at, the same in every run."""
+    state: str
+    """`well`, `odd` (it works, with a loss of speed or comfort) or `bad`."""
+    said: str
+    mend: str | None = None
+
+
+def findings(
+    instance: Instance, roots: Sequence[Path], url: str, probe: Callable[[], Answer]
+) -> Iterator[Finding]:
+    """Look at everything; `probe` asks the server who the key belongs to."""
+    yield _daemon(instance)
+    has_key = credentials.api_key(url) is not None
+    yield _key(url, has_key)
+    answer = probe()
+    yield reached(url, answer, has_key)
+    if answer.status is not None:
+        yield clock(answer.headers.get("date"), time.time())
+    yield _state_dir(instance.directory)
+    registered = set(known_roots.registered())
+    for root in roots:
+        yield from _root(root, root in registered)
+    yield from watches([root for root in roots if root.is_dir()], _INOTIFY)
+    yield _versions()
+
+
+def _daemon(instance: Instance) -> Finding:
+    pid = instance.running_pid()
+    if pid is None:
+        return Finding("daemon", ODD, "no syncd runs here", "syncd start, or once: syncd sync")
+    page = instance.page()
+    if page.get("state") == "offline":
+        return Finding(
+            "daemon", ODD, f"process {pid} is offline: {page.get('error') or 'no reason said'}", "see below"
+        )
+    return Finding("daemon", WELL, f"process {pid} runs")
+
+
+def _key(url: str, has_key: bool) -> Finding:
+    if not has_key:
+        return Finding("key", BAD, f"there is no API key for {url}", "wandb login, or set WANDB_API_KEY")
+    return Finding("key", WELL, f"there is one for {url}")
+
+
+def reached(url: str, answer: Answer, has_key: bool = True) -> Finding:
+    """
+    >>> from syncd.http import Answer
+    >>> reached("https://w", Answer(200, content={"data": {"viewer": {"entity": "me"}}})).said
+    'https://w answers, and knows the key: me'
+    >>> reached("https://w", Answer(None, error="no route to host")).mend
+    'nothing is lost meanwhile; behind a proxy set HTTPS_PROXY, and for another server WANDB_BASE_URL'
+    """
+    if answer.status is None:
+        return Finding(
+            "server", BAD, f"{url} does not answer: {answer.error}",
+            "nothing is lost meanwhile; behind a proxy set HTTPS_PROXY, and for another server WANDB_BASE_URL",
+        )  # fmt: skip
+    viewer = answer.data.get("viewer")
+    if answer.status == 200 and isinstance(viewer, dict):
+        return Finding(
+            "server", WELL, f"{url} answers, and knows the key: {viewer.get('entity') or 'no default entity'}"
+        )
+    if answer.status in (401, 403) or (answer.status == 200 and has_key):
+        return Finding(
+            "server", BAD, f"{url} refuses the key", "wandb login --relogin, or another WANDB_API_KEY"
+        )
+    if answer.status == 200 or not has_key:
+        return Finding("server", WELL, f"{url} answers")
+    return Finding(
+        "server",
+        BAD,
+        f"{url} answers with {answer.status}: {answer.error}",
+        "wait; syncd tries again by itself",
+    )
+
+
+def clock(date: str | None, now_s: float) -> Finding:
+    """
+    >>> clock("Fri, 21 Nov 2025 08:00:00 GMT", 1_763_712_010.0).state
+    'well'
+    >>> clock("Fri, 21 Nov 2025 08:00:00 GMT", 1_763_715_600.0).said
+    'this machine is 3,600 s ahead of the server'
+    """
+    try:
+        theirs_s = parsedate_to_datetime(date or "").timestamp()
+    except ValueError:
+        return Finding("clock", WELL, "the server does not say its time")
+    off_s = now_s - theirs_s
+    if abs(off_s) <= _CLOCK_OFF_S:
+        return Finding("clock", WELL, "as the server's")
+    way = "ahead of" if off_s > 0 else "behind"
+    return Finding(
+        "clock", ODD, f"this machine is {abs(off_s):,.0f} s {way} the server",
+        "set it (timedatectl set-ntp true, or ask who runs the machine): W&B's pages show these times",
+    )  # fmt: skip
+
+
+def _state_dir(directory: Path) -> Finding:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = directory / f".doctor.{os.getpid()}"
+        probe.touch(mode=0o600)
+        probe.unlink()
+    except OSError as error:
+        return Finding(
+            "state", BAD, f"{str(directory)!r} cannot be written: {error.strerror}",
+            "set TIDELOG_STATE_DIR to a directory that can",
+        )  # fmt: skip
+    return Finding("state", WELL, str(directory))
+
+
+def _root(root: Path, is_registered: bool) -> Iterator[Finding]:
+    name = f"root {root}"
+    if not root.is_dir():
+        gone = (
+            f"take its line out of {known_roots.state_dir() / known_roots.ROOTS_FILE}"
+            if is_registered
+            else "give another --root"
+        )
+        yield Finding(name, ODD, "is not there", f"if it is gone for good, {gone}; else mount it")
+        return
+    if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
+        yield Finding(
+            name,
+            BAD,
+            "may not be read and written by this user",
+            f"chown or chmod u+rwx {root}, or run syncd as who trains",
+        )
+        return
+    kind = file_system_of(root.resolve(), _mounts())
+    if kind in NETWORK_FILE_SYSTEMS:
+        yield Finding(
+            name, ODD, f"lies on {kind}: what other machines write is found by looking, not heard of",
+            "nothing to do: it costs some seconds of latency, and no data",
+        )  # fmt: skip
+    else:
+        yield Finding(name, WELL, f"readable and writable, on {kind or 'an unknown file system'}")
+    disk = os.statvfs(root)
+    yield space(name, disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else None)
+
+
+def space(name: str, free_bytes: int, free_inodes: int | None) -> Finding:
+    """
+    >>> space("root /r", 50 * 2**20, None).state, space("root /r", 2**30, None).state, space("root /r", 2**40, 5).said
+    ('bad', 'odd', '5 files more fit, and 1,024.0 GiB')
+    """
+    what = f"disk of {name.removeprefix('root ')}"
+    said = f"{free_bytes / 2**30:,.1f} GiB free"
+    mend = "eventlog seal and eventlog clean make room; a training goes on when the disk is full, and counts what it drops"
+    if free_inodes is not None and free_inodes < _INODES_ODD:
+        return Finding(what, ODD, f"{free_inodes:,} files more fit, and {free_bytes / 2**30:,.1f} GiB", mend)
+    if free_bytes < _DISK_ODD_BYTES:
+        return Finding(what, BAD if free_bytes < _DISK_BAD_BYTES else ODD, said, mend)
+    return Finding(what, WELL, said)
+
+
+def watches(roots: Sequence[Path], limits: Path) -> Iterator[Finding]:
+    """Say whether inotify has a watch for each directory below the roots."""
+    try:
+        most = int((limits / "max_user_watches").read_text())
+        instances = int((limits / "max_user_instances").read_text())
+    except (OSError, ValueError):
+        # Not Linux: whatever it has there has other limits, and `start` says what it is refused.
+        return
+    needed = sum(1 for root in roots for _ in os.walk(root))
+    said = f"{needed:,} directories, {most:,} watches and {instances:,} instances a user"
+    mend = f"sysctl fs.inotify.max_user_watches={max(524_288, 4 * needed)} (or ask who may); until then roots are looked at once a minute"
+    if needed > most:
+        yield Finding("inotify", ODD, f"{said}: too few", mend)
+    elif needed > most * _WATCHES_PART:
+        yield Finding("inotify", ODD, f"{said}: nearly too few", mend)
+    else:
+        yield Finding("inotify", WELL, said)
+
+
+def _versions() -> Finding:
+    ours, sdk = _version("tidelog"), _version("wandb")
+    said = f"tidelog {ours}, Python {platform.python_version()}, {sys.platform}"
+    if sdk is None:
+        return Finding(
+            "versions",
+            ODD,
+            f"{said}, no wandb",
+            "pip install 'tidelog[sync]': `syncd verify` reads back through it",
+        )
+    if tuple(int(part) for part in sdk.split(".")[:2] if part.isdigit()) < _OLDEST_SDK:
+        return Finding(
+            "versions", ODD, f"{said}, wandb {sdk}", "pip install --upgrade wandb: older ones were not tried"
+        )
+    return Finding("versions", WELL, f"{said}, wandb {sdk}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def file_system_of(path: Path, mounts: str) -> str | None:
+    r"""Return the kind of file system of a path, as `/proc/mounts` has it: the deepest mount above it, of equals the last.
+
+    >>> mounts = "dev / ext4 rw 0 0\nsrv:/home /home nfs4 rw 0 0\nx /home/me/my\\040runs fuse.sshfs rw 0 0\n"
+    >>> file_system_of(Path("/home/me/runs"), mounts), file_system_of(Path("/homes"), mounts)
+    ('nfs4', 'ext4')
+    >>> file_system_of(Path("/home/me/my runs/a"), mounts)
+    'fuse.sshfs'
+    """
+    found: tuple[int, str] | None = None
+    for line in mounts.splitlines():
+        fields = line.split(" ")
+        if len(fields) < 3:
+            continue
+        point = Path(
+            fields[1].encode().decode("unicode_escape").encode("latin-1").decode(errors="surrogateescape")
+        )
+        if path.is_relative_to(point) and (found is None or len(point.parts) >= found[0]):
+            found = len(point.parts), fields[2]
+    return found[1] if found else None
+
+
+def _mounts() -> str:
+    try:
+        return Path("/proc/mounts").read_text(errors="surrogateescape")
+    except OSError:
+        return ""

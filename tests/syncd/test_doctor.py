@@ -1,0 +1,233 @@
+"""`syncd doctor`, `logs` and `service`, as a user types them, and what systemd is told."""
+
+# ruff: noqa: F401, F811  The fixtures are those of test_cli.
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eventlog import roots as known_roots
+from syncd.doctor import NETWORK_FILE_SYSTEMS, Finding, clock, watches
+from tests.syncd.test_cli import env, finished_run, server, syncd
+from tests.wandb_server import WandbServer
+from tests.wandb_server.waiting import wait_for
+
+REPOSITORY = Path(__file__).parents[2]
+Env = dict[str, str]
+
+
+def doctor(env: Env, *arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "syncd", "doctor", "--json", *arguments],
+        env=env,
+        cwd=env["HOME"],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    return done.returncode, {each["what"]: each for each in json.loads(done.stdout)}
+
+
+def test_where_all_is_well_nothing_is_to_be_mended(env: Env, tmp_path: Path) -> None:
+    finished_run(tmp_path / "runs")
+    assert syncd(env, "start", "--root", str(tmp_path / "runs")).returncode == 0
+
+    code, found = doctor(env, "--root", str(tmp_path / "runs"))
+
+    assert code == 0
+    assert {name: each["mend"] for name, each in found.items() if each["state"] == "bad"} == {}
+    assert list(found)[:5] == ["daemon", "key", "server", "clock", "state"]
+    assert found["server"]["said"].endswith("answers, and knows the key: ent")
+    assert found[f"root {tmp_path / 'runs'}"]["state"] == "well"
+    assert env["WANDB_API_KEY"] not in json.dumps(found)
+
+
+def test_each_trouble_is_named_with_its_mend(server: WandbServer, env: Env, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+
+    code, found = doctor(env, "--root", str(gone))
+    assert (code, found["daemon"]["mend"]) == (0, "syncd start, or once: syncd sync")
+    assert found[f"root {gone}"]["state"] == "odd"
+
+    code, found = doctor({**env, "WANDB_API_KEY": ""}, "--root", str(gone))
+    assert (code, found["key"]["state"], found["key"]["mend"]) == (
+        1,
+        "bad",
+        "wandb login, or set WANDB_API_KEY",
+    )
+
+    code, found = doctor({**env, "WANDB_API_KEY": "f" * 40}, "--root", str(gone))
+    assert (code, found["server"]["state"]) == (1, "bad")
+    assert "refuses the key" in found["server"]["said"]
+
+    server.down()
+    code, found = doctor(env, "--root", str(gone))
+    assert (code, found["server"]["state"], "clock" in found) == (1, "bad", False)
+    assert "connection refused" in found["server"]["said"]
+
+    (tmp_path / "file").write_text("")
+    code, found = doctor({**env, "TIDELOG_STATE_DIR": str(tmp_path / "file" / "state")}, "--root", str(gone))
+    assert (code, found["state"]["state"]) == (1, "bad")
+
+
+def test_on_a_terminal_a_mend_is_below_what_it_mends(env: Env, tmp_path: Path) -> None:
+    done = syncd(env, "doctor", "--root", str(tmp_path / "gone"))
+
+    lines = done.stdout.splitlines()
+    at = next(n for n, line in enumerate(lines) if "no syncd runs here" in line)
+    assert lines[at].startswith("!")
+    assert "→ syncd start" in lines[at + 1]
+
+
+def test_a_registered_root_that_is_gone_says_where_it_is_registered(
+    env: Env,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TIDELOG_STATE_DIR", env["TIDELOG_STATE_DIR"])
+    known_roots.register(tmp_path / "gone")
+
+    _, found = doctor(env)
+
+    assert str(Path(env["TIDELOG_STATE_DIR"]) / "roots.json") in found[f"root {tmp_path / 'gone'}"]["mend"]
+
+
+def test_too_few_watches_are_said_with_a_number_that_is_enough(tmp_path: Path) -> None:
+    limits = tmp_path / "inotify"
+    limits.mkdir()
+    (limits / "max_user_instances").write_text("128\n")
+    for number in range(9):
+        (tmp_path / "runs" / f"run{number}").mkdir(parents=True)
+
+    def said(most: int) -> list[tuple[str, bool]]:
+        (limits / "max_user_watches").write_text(f"{most}\n")
+        return [
+            (each.state, "max_user_watches=524288" in (each.mend or ""))
+            for each in watches([tmp_path / "runs"], limits)
+        ]
+
+    assert (said(9), said(15), said(100)) == ([("odd", True)], [("odd", True)], [("well", False)])
+    assert list(watches([tmp_path / "runs"], tmp_path / "nowhere")) == []
+
+
+def test_a_server_without_a_time_tells_nothing_of_ours() -> None:
+    assert [clock(date, 0.0).state for date in (None, "", "soon")] == ["well"] * 3
+    assert clock("Fri, 21 Nov 2025 08:00:00 GMT", 0.0) == Finding(
+        "clock",
+        "odd",
+        "this machine is 1,763,712,000 s behind the server",
+        clock("Fri, 21 Nov 2025 08:00:00 GMT", 0.0).mend,
+    )
+    assert "nfs4" in NETWORK_FILE_SYSTEMS
+
+
+# -- logs ----------------------------------------------------------------------------------------------------------
+
+
+def test_logs_shows_the_end_of_the_log(env: Env) -> None:
+    assert "There is no log yet" in syncd(env, "logs").stderr
+    log = Path(env["TIDELOG_STATE_DIR"]) / "syncd.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("".join(f"line {n}\n" for n in range(100)))
+
+    assert syncd(env, "logs", "-n", "2").stdout == "line 98\nline 99\n"
+    assert len(syncd(env, "logs").stdout.splitlines()) == 50
+
+
+@pytest.fixture
+def following(env: Env) -> Iterator[subprocess.Popen[str]]:
+    log = Path(env["TIDELOG_STATE_DIR"]) / "syncd.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("old\n")
+    command = [sys.executable, "-u", "-m", "syncd", "logs", "-f", "-n", "1"]
+    with subprocess.Popen(command, env=env, cwd=env["HOME"], stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+def test_logs_follows_what_is_added_and_what_takes_its_place(
+    env: Env, following: subprocess.Popen[str]
+) -> None:
+    log = Path(env["TIDELOG_STATE_DIR"]) / "syncd.log"
+    assert following.stdout is not None
+    assert following.stdout.readline() == "old\n"
+
+    with open(log, "a", encoding="utf-8") as file:
+        file.write("ha")
+        file.flush()
+        file.write("lf\nnext\n")
+    assert [following.stdout.readline() for _ in range(2)] == ["half\n", "next\n"]
+
+    log.rename(log.with_suffix(".1"))
+    log.write_text("anew, and longer than what was there before it\n")
+    assert following.stdout.readline().startswith("anew")
+
+    following.send_signal(signal.SIGINT)
+    assert following.wait(timeout=20) == 0
+
+
+# -- service -------------------------------------------------------------------------------------------------------
+
+
+def test_the_unit_starts_this_syncd_and_holds_no_key(env: Env, tmp_path: Path) -> None:
+    env["XDG_CONFIG_HOME"] = str(tmp_path / "config")
+
+    shown = syncd(env, "service", "--root", str(tmp_path / "my runs"))
+    installed = syncd(env, "service", "--install", "--root", str(tmp_path / "my runs"))
+
+    path = tmp_path / "config" / "systemd" / "user" / "syncd.service"
+    assert path.read_text() == shown.stdout.removesuffix("\n")
+    assert (
+        f'ExecStart="{sys.executable}" -m syncd start --foreground "--root={tmp_path / "my runs"}"'
+        in shown.stdout
+    )
+    assert f'Environment="WANDB_BASE_URL={env["WANDB_BASE_URL"]}"' in shown.stdout
+    assert env["WANDB_API_KEY"] not in shown.stdout
+    assert "setsid nohup" in shown.stderr
+    assert "systemctl --user enable --now syncd" in installed.stdout
+
+    assert syncd(env, "service", "--install").returncode == 0
+    path.write_text("[Service]\nExecStart=/mine\n")
+    refused = syncd(env, "service", "--install")
+    assert (refused.returncode, path.read_text()) == (2, "[Service]\nExecStart=/mine\n")
+    assert "was not written by syncd" in refused.stderr
+
+
+@pytest.mark.parametrize("is_abstract", [False, True])
+def test_systemd_is_told_when_the_daemon_is_ready_and_when_it_ends(
+    env: Env,
+    tmp_path: Path,
+    is_abstract: bool,
+) -> None:
+    finished_run(tmp_path / "runs")
+    address = f"\0tidelog-{os.getpid()}" if is_abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(address)
+        heard.settimeout(30)
+        told = {**env, "NOTIFY_SOCKET": address.replace("\0", "@")}
+        command = [sys.executable, "-m", "syncd", "start", "--foreground", f"--root={tmp_path / 'runs'}"]
+        with subprocess.Popen(command, env=told, cwd=env["HOME"], stderr=subprocess.DEVNULL) as daemon:
+            first = heard.recv(4096).decode()
+            daemon.send_signal(signal.SIGTERM)
+            wait_for(lambda: daemon.poll() is not None, "the end")
+        last = first
+        heard.setblocking(False)
+        while True:
+            try:
+                last = heard.recv(4096).decode()
+            except BlockingIOError:
+                break
+
+    assert re.fullmatch(r"READY=1\nSTATUS=.*", first)
+    assert last == "STOPPING=1"
