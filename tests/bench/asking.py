@@ -20,7 +20,7 @@ from typing import Any
 from tests.bench import asking_peers, peers
 from tests.bench.apart import measured
 from tests.bench.many_runs import KEYS, LONG_RUNS, LONG_STEPS, name_of
-from tests.bench.row import Aim, Row, at_most
+from tests.bench.row import Row, at_most
 
 RUNS = 10_000
 REPEATS = 11
@@ -59,25 +59,25 @@ def rows(home: Path, scale: int) -> Iterator[Row]:
     first = measured("asking", root, runs, 1, home=home)
     again = measured("asking", root, runs, REPEATS, home=home)
     yield Row("asking: first connect", "ours", {"ms_per_run": first["connect"] / runs}, size=size)
-    found = {"ours": again["ms"]}
+    few = runs // PEER_PART
+    found, lacking = {"ours": again["ms"]}, {}
     for peer in asking_peers.PEERS:
-        few = runs // PEER_PART
         try:
             found[peer] = measured("asking_peers", peer, home / peer, few, home=home, python=peers.python())
         except peers.NotHad as why:
-            yield Row("asking: one curve", peer, skipped=str(why))
+            lacking[peer] = str(why)
     for what, limit_ms in AIMS_MS.items():
         for peer, took in found.items():
             if what not in took:
                 continue
-            aims: tuple[Aim, ...] = ()
-            if peer == "ours":
-                aims = (at_most(took[what], limit_ms, f"≤ {limit_ms} ms"),)
-            ratio = None if peer == "ours" else took[what] / found["ours"][what]
-            of_size = size if peer == "ours" else f"{runs // PEER_PART:,} runs"
-            yield Row(
-                f"asking: {what}", peer, {"p50_ms": took[what]}, ratio, of="ours", aims=aims, size=of_size
-            )
+            is_ours = peer == "ours"
+            aims = (at_most(took[what], limit_ms, f"≤ {limit_ms} ms"),) if is_ours else ()
+            ratio = None if is_ours else took[what] / found["ours"][what]
+            of_size = size if is_ours else f"{few:,} runs"
+            yield Row(f"asking: {what}", peer, {"p50_ms": took[what]}, ratio, "ours", aims, of_size)
+        if what == "one curve":
+            for peer, why in lacking.items():
+                yield Row(f"asking: {what}", peer, skipped=why)
     peak = again["peak_mb"]
     yield Row("asking: memory", "ours", {"peak_mb": peak}, aims=(at_most(peak, PEAK_MB, f"≤ {PEAK_MB} MB"),))
 
