@@ -48,7 +48,6 @@ _BATCH_RUNS = 256
 _LEFT_S = 3600.0
 _COMPUTED = ("config", "summary", "rollup", "alerts", "checkpoints", "facts")
 _TABLES = ("runs", "pieces", "segments", "cursors", *_COMPUTED, "objects")
-
 _MEANT_BY = ("kept.sql", "tables.sql", "views.sql", "macros.sql", "catalog.py", "index.py", "sources.py")
 _RUN_COLUMNS = ("run_dir", "path", "project", "run_id", "entity", "dirs", "mark", "files")
 
@@ -86,7 +85,7 @@ def version() -> str:
 def attach(con: duckdb.DuckDBPyConnection, root: Path | None) -> dict[str, KeptRun]:
     """Attach what is kept of this root as `kept`, an empty one if nothing is; return its runs by their directory."""
     path = _path(root) if root else None
-    if path and path.exists():
+    if path and os.path.exists(path):
         try:
             con.execute(f"ATTACH {literal(str(path))} AS kept (READ_ONLY)")
             rows = con.execute("SELECT run_dir, run_id, dirs, mark, files FROM kept.runs").fetchall()

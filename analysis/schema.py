@@ -23,7 +23,7 @@ from analysis.sqltext import literal
 def make(con: duckdb.DuckDBPyConnection) -> None:
     """Make all that does not depend on what is below a root; `kept` is attached, and the functions are there."""
     path = cache_dir() / f"schema-{version()}.duckdb"
-    if path.exists():
+    if os.path.exists(path):
         try:
             con.execute(f"ATTACH {literal(str(path))} AS template (READ_ONLY)")
             con.execute("COPY FROM DATABASE template TO memory (SCHEMA); DETACH template")

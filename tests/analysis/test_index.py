@@ -291,13 +291,14 @@ def test_a_broken_cache_costs_time_and_nothing_else(
         assert kept(root) == {"demo/one"}
 
 
+@pytest.mark.parametrize("place", ["file/cache", "x" * 300])
 def test_without_a_place_for_a_cache_there_is_none(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     finished(root, "one")
     at_rest(root)
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("TIDELOG_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv("TIDELOG_CACHE_DIR", str(tmp_path / place))
 
     assert len(ask(analysis.connect(root), "FROM runs")) == 1
 
