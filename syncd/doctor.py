@@ -82,7 +82,7 @@ def findings(
     yield _key(url, has_key)
     answer = probe()
     yield reached(url, answer, has_key)
-    if answer.status is not None:
+    if answer.status is not None and has_key:
         yield clock(answer.headers.get("date"), time.time())
     yield _state_dir(instance.directory)
     registered = set(known_roots.registered())
@@ -123,17 +123,19 @@ def reached(url: str, answer: Answer, has_key: bool = True) -> Finding:
             "server", BAD, f"{url} does not answer: {answer.error}",
             "nothing is lost meanwhile; behind a proxy set HTTPS_PROXY, and for another server WANDB_BASE_URL",
         )  # fmt: skip
+    if not has_key:
+        return Finding("server", WELL, f"{url} was not asked: there is no key to ask with")
     viewer = answer.data.get("viewer")
     if answer.status == 200 and isinstance(viewer, dict):
         return Finding(
-            "server", WELL, f"{url} answers, and knows the key: {viewer.get('entity') or 'no default entity'}"
+            "server",
+            WELL,
+            f"{url} answers, and knows the key: {viewer.get('entity') or 'no default entity'}",
         )
-    if answer.status in (401, 403) or (answer.status == 200 and has_key):
+    if answer.status in (200, 401, 403):
         return Finding(
             "server", BAD, f"{url} refuses the key", "wandb login --relogin, or another WANDB_API_KEY"
         )
-    if answer.status == 200 or not has_key:
-        return Finding("server", WELL, f"{url} answers")
     return Finding(
         "server",
         BAD,

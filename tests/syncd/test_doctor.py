@@ -67,6 +67,8 @@ def test_each_trouble_is_named_with_its_mend(server: WandbServer, env: Env, tmp_
         "wandb login, or set WANDB_API_KEY",
     )
 
+    assert found["server"]["said"].endswith("was not asked: there is no key to ask with")
+
     code, found = doctor({**env, "WANDB_API_KEY": "f" * 40}, "--root", str(gone))
     assert (code, found["server"]["state"]) == (1, "bad")
     assert "refuses the key" in found["server"]["said"]
