@@ -23,7 +23,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +30,7 @@ from typing import NamedTuple
 import duckdb
 import orjson
 
+from analysis import cached
 from analysis.catalog import Catalog
 from analysis.rows import fill
 from analysis.sources import SourcesOfRun
@@ -48,7 +48,6 @@ _BATCH_RUNS = 256
 _LEFT_S = 3600.0
 _COMPUTED = ("config", "summary", "rollup", "alerts", "checkpoints", "facts")
 _TABLES = ("runs", "pieces", "segments", "cursors", *_COMPUTED, "objects")
-_MEANT_BY = ("kept.sql", "tables.sql", "views.sql", "macros.sql", "catalog.py", "index.py", "sources.py")
 _RUN_COLUMNS = ("run_dir", "path", "project", "run_id", "entity", "dirs", "mark", "files")
 
 Progress = Callable[[int, int], object]
@@ -63,23 +62,6 @@ class KeptRun(NamedTuple):
     dirs: str
     mark: int
     files: str
-
-
-def cache_dir() -> Path:
-    """Return the directory of what can be made again: `$TIDELOG_CACHE_DIR`, or where the platform keeps such things."""
-    chosen = os.environ.get("TIDELOG_CACHE_DIR")
-    if chosen:
-        return Path(chosen)
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("tidelog"))
-
-
-@cache
-def version() -> str:
-    """Return what tells apart files of ours that may mean different things: DuckDB's version, and the text of all this."""
-    texts = [files("analysis").joinpath(name).read_bytes() for name in _MEANT_BY]
-    return hashlib.sha256(b"".join([duckdb.__version__.encode(), *texts])).hexdigest()[:16]
 
 
 def attach(con: duckdb.DuckDBPyConnection, root: Path | None) -> dict[str, KeptRun]:
@@ -162,34 +144,25 @@ def keep(
     `looked_ns` is when the catalog began to look.  Raises nothing but what an interruption raises.
     """
     path = _path(root)
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        con.execute(f"ATTACH {literal(str(temporary))} AS fresh")
-        # Of each of many queries one bar: `progress` is told of all.
-        con.execute("SET enable_progress_bar = false")
-        try:
-            os.chmod(temporary, 0o600)
-            make_tables(con, "fresh")
-            for table in _TABLES:
-                con.execute(
-                    f"INSERT INTO fresh.{table} FROM kept.{table} ANTI JOIN internal.changed USING (run_dir)"
-                )
-            for at in range(0, len(run_dirs), _BATCH_RUNS):
-                progress(at, len(run_dirs))
-                _add(con, run_dirs[at : at + _BATCH_RUNS], sources, looked_ns)
-            progress(len(run_dirs), len(run_dirs))
-        finally:
-            con.execute("RESET enable_progress_bar")
-            con.execute("DETACH DATABASE IF EXISTS fresh")
-        os.replace(temporary, path)
+        with cached.writing(con, path, "fresh"):
+            # Of each of many queries one bar: `progress` is told of all.
+            con.execute("SET enable_progress_bar = false")
+            try:
+                make_tables(con, "fresh")
+                for table in _TABLES:
+                    con.execute(
+                        f"INSERT INTO fresh.{table} FROM kept.{table} ANTI JOIN internal.changed USING (run_dir)"
+                    )
+                for at in range(0, len(run_dirs), _BATCH_RUNS):
+                    progress(at, len(run_dirs))
+                    _add(con, run_dirs[at : at + _BATCH_RUNS], sources, looked_ns)
+                progress(len(run_dirs), len(run_dirs))
+            finally:
+                con.execute("RESET enable_progress_bar")
     except (OSError, duckdb.Error):
         # No room, no right, or a segment that was sealed meanwhile: the next connection tries again.
         return False
-    finally:
-        for left in (temporary, temporary.with_name(f"{temporary.name}.wal")):
-            with suppress(OSError):
-                left.unlink()
     for other in [*path.parent.glob(f"{_name(root)}-*.duckdb"), *path.parent.glob(f".{_name(root)}-*")]:
         # Of another version, or left by who was killed meanwhile.
         with suppress(OSError):
@@ -254,7 +227,7 @@ def _list(values: Iterable[str]) -> str:
 
 
 def _path(root: Path) -> Path:
-    return cache_dir() / f"{_name(root)}-{version()}.duckdb"
+    return cached.path_of(_name(root))
 
 
 def _name(root: Path) -> str:

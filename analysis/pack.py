@@ -34,6 +34,7 @@ from urllib.parse import quote
 
 import click
 
+from analysis.asking import damage
 from analysis.manifest import (
     FILE_BYTES,
     Manifest,
@@ -96,8 +97,6 @@ _CHUNK_BYTES = 256 * 1024 * 1024
 _CHUNK_RUNS = 1000
 _READ_BYTES = 4 * 1024 * 1024
 _MEMORY = "1GB"
-# The view `runs` calls a writer on another machine stale when it was not heard for so long.
-_STALE_US = 600 * 1_000_000
 # A directory's name has at most 255 bytes.
 _PART_CHARS = 200
 
@@ -341,7 +340,7 @@ def _parquet(files: Sequence[str]) -> str:
 def _runs(catalog: Catalog, views: Mapping[str, Any], now_us: int) -> dict[Run, PackedRun]:
     """Return the runs with what marks their state, from what is known without reading them."""
     from eventlog.errors import NotARun
-    from eventlog.piece import RunIdentity
+    from eventlog.piece import STALE_S, RunIdentity
 
     facts: dict[Run, list[Any]] = {}
     log_ids: dict[Run, list[str]] = {}
@@ -353,7 +352,7 @@ def _runs(catalog: Catalog, views: Mapping[str, Any], now_us: int) -> dict[Run, 
         with suppress(NotARun):
             log_ids.setdefault(run, []).append(RunIdentity.load(Path(row.path)).log_id)
     for piece in catalog.pieces:
-        is_stale = piece.heartbeat_us is not None and now_us - piece.heartbeat_us > _STALE_US
+        is_stale = piece.heartbeat_us is not None and now_us - piece.heartbeat_us > STALE_S * 1e6
         facts[runs[piece.run_dir]].append([piece.writer, piece.is_closed, is_stale])
     for segment, last in _ends(catalog):
         facts[runs[segment.run_dir]].append([segment.writer, Path(segment.file).name, segment.first, last])
@@ -663,8 +662,8 @@ def said(done: Packed, is_dry: bool) -> str:
 def warned(done: Packed) -> Iterator[str]:
     """Yield what a person has to know."""
     for run, count in done.damaged.items():
-        what = "1 damaged record is" if count == 1 else f"{count:,} damaged records are"
-        yield f"{'/'.join(run)}: {what} left out. `eventlog verify {'/'.join(run)}` says where."
+        name = "/".join(run)
+        yield f"{name}: {damage(name, count)}"
     for run in done.plan.another:
         yield f"{'/'.join(run)} is left out: the pack has another run of that name. --prune puts this one in its place."
 

@@ -194,9 +194,10 @@ def _put_values(tree: exp.Query, values: Mapping[str, Any]) -> None:
         if isinstance(value, str):
             node.replace(exp.Literal.string(value))
         else:
-            number = exp.Literal.number(f"{abs(value):e}" if isinstance(value, float) else str(abs(value)))
-            if isinstance(value, float):
-                number = exp.Literal.number(repr(abs(value)) if "e" in repr(value) else f"{abs(value)!r}e0")
+            written = repr(abs(value))
+            # With an exponent it is a DOUBLE; without one a fraction is a DECIMAL.
+            is_double = isinstance(value, float) and "e" not in written
+            number = exp.Literal.number(f"{written}e0" if is_double else written)
             node.replace(exp.Neg(this=number) if value < 0 else number)
 
 

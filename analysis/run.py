@@ -34,6 +34,7 @@ from eventlog.overview import overview_of
 from eventlog.piece import primaries
 from eventlog.reader import read
 from eventlog.record import Record
+from eventlog.surroundings import environment_of
 
 if TYPE_CHECKING:
     from analysis.api import Api
@@ -283,19 +284,8 @@ class Run:
         """Where it ran and how it was started, as W&B's `wandb-metadata.json` has it."""
         start = self._told.start
         found = {
-            "os": start.get("os"),
+            **environment_of(start),
             "python": " ".join(filter(None, [start.get("implementation"), start.get("python")])),
-            "startedAt": start.get("started_at"),
-            "args": (start.get("argv") or [])[1:],
-            "program": start.get("program"),
-            "codePath": start.get("code_path"),
-            "codePathLocal": start.get("code_path_local"),
-            "email": start.get("email"),
-            "git": start.get("git"),
-            "root": start.get("cwd"),
-            "host": start.get("host"),
-            "executable": start.get("executable"),
-            "cpu_count": start.get("cpu_count"),
             **(start.get("machine") or {}),
         }
         return {name: value for name, value in found.items() if value}

@@ -15,14 +15,13 @@ from pathlib import Path
 
 import duckdb
 
-from analysis import sources
-from analysis.index import cache_dir, version
+from analysis import cached, sources
 from analysis.sqltext import literal
 
 
 def make(con: duckdb.DuckDBPyConnection) -> None:
     """Make all that does not depend on what is below a root; `kept` is attached, and the functions are there."""
-    path = cache_dir() / f"schema-{version()}.duckdb"
+    path = cached.path_of("schema")
     if os.path.exists(path):
         try:
             con.execute(f"ATTACH {literal(str(path))} AS template (READ_ONLY)")
@@ -47,19 +46,9 @@ def _make_from_text(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def _save(con: duckdb.DuckDBPyConnection, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     # Who cannot save it makes it again the next time.
-    with suppress(OSError, duckdb.Error):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        con.execute(f"ATTACH {literal(str(temporary))} AS template")
+    with suppress(OSError, duckdb.Error), cached.writing(con, path, "template"):
         con.execute("COPY FROM DATABASE memory TO template (SCHEMA)")
-        con.execute("DETACH template")
-        os.replace(temporary, path)
-    with suppress(duckdb.Error):
-        con.execute("DETACH DATABASE IF EXISTS template")
-    for left in (temporary, temporary.with_name(f"{temporary.name}.wal")):
-        with suppress(OSError):
-            left.unlink()
 
 
 def _run(con: duckdb.DuckDBPyConnection, name: str) -> None:

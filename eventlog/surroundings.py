@@ -15,6 +15,8 @@ import os
 import signal
 import subprocess
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 from eventlog.redact import key_in_bytes, without_credentials, without_key
 
@@ -24,6 +26,24 @@ _PATCH_TIMEOUT_S = 30.0
 # So many packages are read in a millisecond: a `log` that waits for the interpreter waits no longer.
 _AT_ONCE = 10
 _PAUSE_S = 0.0005
+
+
+def environment_of(start: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a `start` record says of where and how the run was started, by the names of W&B's `wandb-metadata.json`."""
+    return {
+        "os": start.get("os"),
+        "startedAt": start.get("started_at"),
+        "args": (start.get("argv") or [])[1:],
+        "program": start.get("program"),
+        "codePath": start.get("code_path"),
+        "codePathLocal": start.get("code_path_local"),
+        "email": start.get("email"),
+        "git": start.get("git"),
+        "root": start.get("cwd"),
+        "host": start.get("host"),
+        "executable": start.get("executable"),
+        "cpu_count": start.get("cpu_count"),
+    }
 
 
 def requirements() -> str:

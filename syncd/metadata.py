@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eventlog.nested import as_config
+from eventlog.surroundings import environment_of
 from syncd.fold import Definition
 
 MARK = "_tidelog"
@@ -92,19 +93,8 @@ def config_json(
     """
     version = str(start.get("python") or "")
     environment = {
-        "os": start.get("os"),
+        **environment_of(start),
         "python": f"{start.get('implementation') or 'CPython'} {version}",
-        "startedAt": start.get("started_at"),
-        "args": (start.get("argv") or [])[1:],
-        "program": start.get("program"),
-        "codePath": start.get("code_path"),
-        "codePathLocal": start.get("code_path_local"),
-        "email": start.get("email"),
-        "git": start.get("git"),
-        "root": start.get("cwd"),
-        "host": start.get("host"),
-        "executable": start.get("executable"),
-        "cpu_count": start.get("cpu_count"),
         **as_protobuf(start.get("machine") or {}),
         "writerId": mark["log_id"],
     }
