@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from analysis.naming import Run, keys_of, macros, nearest, runs_of, signature, views
-from analysis.printing import counting
+from eventlog.progress import counting
 
 if TYPE_CHECKING:
     import duckdb

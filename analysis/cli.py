@@ -25,6 +25,7 @@ from analysis import asking, naming, printing, verdicts
 from analysis.asking import connected
 from analysis.naming import NotFound, Run, nearest
 from analysis.sqltext import identifier, literal
+from eventlog.progress import progress
 from eventlog.record import json_of
 
 if TYPE_CHECKING:
@@ -73,6 +74,12 @@ _smooth_option = click.option(
     metavar="WEIGHT",
     help="Draw an exponential average instead, as W&B does: 0.9 is a lot.",
 )
+
+
+def _question_options(command: Command) -> Command:
+    for option in (_json_option, _output_option, _format_option):
+        command = option(command)
+    return _root_option(command)
 
 
 def _drawing_options(command: Command) -> Command:
@@ -402,11 +409,8 @@ def report(
 
 @main.command()
 @click.argument("run", metavar="RUN")
-@_root_option
+@_question_options
 @_steps_option
-@_format_option
-@_output_option
-@_json_option
 def gap(run: str, steps: int, **asked: Any) -> None:
     """Say how far mathematics (MATH) is behind arithmetic (GSM8K), in percentage points, and whether that changes.
 
@@ -417,11 +421,8 @@ def gap(run: str, steps: int, **asked: Any) -> None:
 
 @main.command()
 @click.argument("run", metavar="RUN")
-@_root_option
+@_question_options
 @_steps_option
-@_format_option
-@_output_option
-@_json_option
 def judge(run: str, steps: int, **asked: Any) -> None:
     """Say whether the judge answers: where its success rate is below 0.8, since when, and the moving mean.
 
@@ -432,10 +433,7 @@ def judge(run: str, steps: int, **asked: Any) -> None:
 
 @main.command()
 @click.argument("run", metavar="RUN")
-@_root_option
-@_format_option
-@_output_option
-@_json_option
+@_question_options
 def cost(run: str, **asked: Any) -> None:
     """Say what a right answer costs, the best step first.
 
@@ -479,8 +477,8 @@ def pack(root: Path | None, to: Path, prune: bool, dry_run: bool, verify: bool, 
             if dry_run:
                 done = found.dry()
             else:
-                with asking.in_words(found.con), printing.progress(lambda: found.bytes_to_read) as progress:
-                    done = found.write(progress)
+                with asking.in_words(found.con), progress(lambda: found.bytes_to_read) as advance:
+                    done = found.write(advance)
     for warning in packs.warned(done):
         click.echo(f"analysis: {warning}", err=True)
     if as_json:

@@ -328,7 +328,7 @@ def _columns(con: duckdb.DuckDBPyConnection, view: str) -> dict[str, str]:
 
 
 def _among(runs: Sequence[Run]) -> str:
-    # Written out: DuckDB opens the files of these runs only.
+    # Written out: of a short list DuckDB opens the files of these runs only. A long one it looks up, in all files.
     ids = ", ".join(literal(run_id) for _, run_id in runs)
     return f"project = {literal(runs[0][0])} AND run_id IN ({ids})"
 

@@ -17,12 +17,11 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -33,8 +32,6 @@ from eventlog.record import encode_data
 
 if TYPE_CHECKING:
     import duckdb
-    from rich.progress import ProgressColumn
-
 SHAPES = ("table", "json", "csv", "parquet", "markdown")
 # What a file's name says of its format.
 SUFFIXES = {
@@ -124,52 +121,6 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
-
-
-@contextmanager
-def progress(total_bytes: Callable[[], int]) -> Iterator[Callable[[int], object]]:
-    """Show on a terminal how far a long work is; yield what is to be told of each step."""
-    from rich.progress import DownloadColumn
-
-    with _bar(DownloadColumn(binary_units=True)) as show:
-        if show is None:
-            yield lambda size: None
-            return
-        show(total=total_bytes())
-        yield lambda size: show(advance=size)
-
-
-@contextmanager
-def counting(what: str, unit: str) -> Iterator[Callable[[int, int], object]]:
-    """Show on a terminal how many are done, and of how many; yield what is told both. Nothing shows before that."""
-    from rich.progress import MofNCompleteColumn, TextColumn
-
-    with ExitStack() as shown:
-        shows: list[Callable[..., object] | None] = []
-
-        def told(done: int, of: int) -> None:
-            if not shows:
-                columns = (TextColumn(what), MofNCompleteColumn(), TextColumn(unit))
-                shows.append(shown.enter_context(_bar(*columns)))
-            if shows[0] is not None:
-                shows[0](completed=done, total=of)
-
-        yield told
-
-
-@contextmanager
-def _bar(*columns: ProgressColumn) -> Iterator[Callable[..., object] | None]:
-    """Yield what moves a bar, by the words of `rich.progress.Progress.update`; None where it would be in a file."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    with Progress(BarColumn(), *columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("")
-        yield partial(bar.update, task)
 
 
 def unique(names: list[str]) -> list[str]:

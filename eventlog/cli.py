@@ -36,6 +36,7 @@ from eventlog.overview import (
     proofs_of,
 )
 from eventlog.piece import RUN_FILE, RunIdentity
+from eventlog.progress import progress
 from eventlog.reader import find_runs
 from eventlog.record import Record, encode_data, json_of
 from eventlog.roots import root_of
@@ -218,7 +219,7 @@ def seal(runs: tuple[str, ...], root: Path | None, as_json: bool) -> None:
     run_dirs = _meant(runs, root)
     outcomes = []
     is_good = True
-    with _progress(lambda: sum(map(to_seal, run_dirs))) as advance:
+    with progress(lambda: sum(map(to_seal, run_dirs))) as advance:
         for run_dir in run_dirs:
             try:
                 outcomes.append((name_of(run_dir), seal_run(run_dir, advance)))
@@ -327,7 +328,7 @@ def import_(
     from eventlog.importers.tfevents import import_tfevents, sources_at
 
     runs = []
-    with _progress(lambda: sum(source.size for path in paths for source in sources_at(path))) as advance:
+    with progress(lambda: sum(source.size for path in paths for source in sources_at(path))) as advance:
         for path in paths:
             done = [0]
 
@@ -499,26 +500,6 @@ def _print_record(record: Record, as_json: bool) -> None:
 
 def _complain(text: str) -> None:
     click.echo(f"eventlog: {text}", err=True)
-
-
-@contextmanager
-def _progress(total_bytes: Callable[[], int]) -> Iterator[Callable[[int], object]]:
-    """Show on a terminal how far a long work is; yield what is to be told of each step.
-
-    How much it is in all costs a look at every file, and is asked for only where it is shown.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    total = total_bytes() if console.is_terminal else 0
-    if total == 0:
-        yield lambda size: None
-        return
-    columns = (BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda size: bar.advance(task, size)
 
 
 def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
