@@ -38,7 +38,7 @@ from analysis.sqltext import identifier, literal
 from eventlog.roots import root_of
 from eventlog.segment import STREAMS
 
-__all__ = ["connect", "history", "refresh"]
+__all__ = ["connect", "history", "passed_over", "refresh"]
 
 # A training node's other cores are for training; and each thread may buffer two lines of the longest kind.
 _THREADS_MAX = 8
@@ -68,17 +68,18 @@ def connect(
     con.create_function("committed_seq", committed_seq, ["VARCHAR"], "BIGINT", side_effects=True)
     # Without side effects: DuckDB asks when it plans a query, where the files of one must be known.
     con.create_function(
-        "files_of", asked.files_of, ["BIGINT", "VARCHAR", "VARCHAR[]"], "VARCHAR", null_handling="special"
+        "file_names", asked.file_names, ["BIGINT", "VARCHAR", "VARCHAR[]"], "VARCHAR", null_handling="special"
     )
+    con.create_function("is_passed_over", asked.files.is_passed_over, ["VARCHAR"], "BOOLEAN")
     asked.kept = index.attach(con, None if verify else asked.root)
     schema.make(con)
     con.execute("INSERT INTO internal.root VALUES (?, ?, ?)", [str(asked.root), verify, asked.key])
     looked_ns = time.time_ns()
     found = _load(con, asked)
     if not verify:
-        new = index.settled(found.catalog)
+        new = [run_dir for run_dir in index.settled(found.catalog) if run_dir not in found.damaged]
         if index.is_worth_it(len(new), len(asked.kept) - found.n_changed) and index.keep(
-            con, asked.root, found.sources, new, looked_ns, progress
+            con, asked.root, found.sources, new, found.damaged, looked_ns, progress
         ):
             con.execute("DETACH kept")
             asked.kept = index.attach(con, asked.root)
@@ -90,17 +91,24 @@ def connect(
 
 def refresh(con: duckdb.DuckDBPyConnection) -> None:
     """Look below the root again; `con` may be a cursor of the connection."""
-    row = con.execute("SELECT files FROM internal.root").fetchone()
-    assert row is not None
+    asked = _asked_of(con)
     con.begin()
     try:
-        found = _load(con, _Asked.known[row[0]])
+        found = _load(con, asked)
     except BaseException:
         con.rollback()
         raise
     con.commit()
     for notice in found.catalog.notices:
         warnings.warn(notice, stacklevel=2)
+
+
+def passed_over(con: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
+    """Return where queries came upon lines that are no records, since this was asked last: run directories, and their streams.
+
+    At the end of a live one, what is just being written may be such a line.  None of these lines is in an answer.
+    """
+    return _asked_of(con).files.passed_over()
 
 
 def history(con: duckdb.DuckDBPyConnection, run: str) -> duckdb.DuckDBPyRelation:
@@ -151,8 +159,14 @@ class _Asked:
     def __post_init__(self) -> None:
         self.known[self.key] = self
 
-    def files_of(self, generation: int, source: str, run_ids: list[str] | None) -> str:
+    def file_names(self, generation: int, source: str, run_ids: list[str] | None) -> str:
         return self.files.of(generation, source, run_ids)
+
+
+def _asked_of(con: duckdb.DuckDBPyConnection) -> _Asked:
+    row = con.execute("SELECT files FROM internal.root").fetchone()
+    assert row is not None
+    return _Asked.known[row[0]]
 
 
 @dataclass(frozen=True)
@@ -160,11 +174,15 @@ class _Found:
     catalog: Catalog
     sources: dict[str, SourcesOfRun]
     n_changed: int
+    damaged: set[str]
+    """Run directories that are known to have lost records, and to be as they were then."""
 
 
 def _load(con: duckdb.DuckDBPyConnection, asked: _Asked) -> _Found:
     """Look at what is below the root and not kept, or no longer as it was kept, and let the views know."""
-    holding = index.holding(asked.kept.values(), str(asked.root))
+    as_kept = index.holding(asked.kept.values(), str(asked.root))
+    known_damaged = {run_dir for run_dir in as_kept if asked.kept[run_dir].is_damaged}
+    holding = as_kept - known_damaged
     catalog = look(asked.root, asked.verify, skip=holding.__contains__)
     damaged: list[dict[str, str]] = []
     if asked.verify:
@@ -194,4 +212,4 @@ def _load(con: duckdb.DuckDBPyConnection, asked: _Asked) -> _Found:
         WHERE run_dir <> project || '/' || run_id OR contains(project, '/')"""
     ).fetchall()
     define(con, asked.files, asked.files.next(found, kept), names, is_damaged=bool(damaged))
-    return _Found(catalog, sources, len(changed))
+    return _Found(catalog, sources, len(changed), known_damaged)

@@ -65,7 +65,7 @@ SELECT run_dir, name, state, tags, "group", job_type, notes, host, epoch_us(star
     last_step, duration_s, epoch_us(newest_time),
     has_said OR newest_step < last_step OR regexp_matches(config, '{_DOUBTFUL}') OR regexp_matches(summary, '{_DOUBTFUL}')
         OR list_bool_or(list_transform(json_keys(summary), lambda key: contains(key, '.') OR key = '_runtime')) AS is_odd
-FROM internal.facts JOIN internal.objects USING (run_dir)
+FROM internal.facts_of(NULL) JOIN internal.objects_of(NULL) USING (run_dir)
 """
 _KNOWN = """
 SELECT r.run_dir, r.project, r.run_id, r.path, r.entity, c.url

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from analysis.naming import Run, keys_of, macros, nearest, runs_of, signature, views
+from analysis.sqltext import literal
 from eventlog.progress import counting
 
 if TYPE_CHECKING:
@@ -195,13 +196,15 @@ def looked_again(con: duckdb.DuckDBPyConnection) -> bool:
     """Look below the root again; False if the connection is over a pack, which stays what it is."""
     from analysis import refresh
 
-    is_over_logs = con.execute(
-        "SELECT count(*) FROM duckdb_tables() WHERE schema_name = 'internal'"
-    ).fetchone()
-    if is_over_logs is None or not is_over_logs[0]:
+    if not is_over_logs(con):
         return False
     refresh(con)
     return True
+
+
+def is_over_logs(con: duckdb.DuckDBPyConnection) -> bool:
+    found = con.execute("SELECT count(*) FROM duckdb_tables() WHERE schema_name = 'internal'").fetchone()
+    return found is not None and found[0] > 0
 
 
 def explained(con: duckdb.DuckDBPyConnection, error: duckdb.Error) -> str:
@@ -248,23 +251,37 @@ def say_what_is_damaged(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def say_what_is_lost(con: duckdb.DuckDBPyConnection, runs: Sequence[Run]) -> None:
-    """Say of each run how many events of its history are missing between others: their lines are damaged."""
-    _say_damage([(run.full, count) for run, count in lost_events(con, runs).items()])
+    """Say of each run how many of its events are missing between others: their lines are damaged."""
+    _say_damage([(run.full, count) for run, count in lost_records(con, runs, ["events"]).items()])
 
 
-def lost_events(con: duckdb.DuckDBPyConnection, runs: Sequence[Run]) -> dict[Run, int]:
-    """Return how many that is, of each run that lost any."""
-    lost = {}
-    for run in runs:
-        # Seqs have no gaps, so what is not there was there.
-        found = con.execute(
-            "SELECT sum(lost) FROM (SELECT max(seq) + 1 - count(*) AS lost FROM internal.events_of(?) "
-            "WHERE run_dir = ? AND number IS NOT NULL GROUP BY writer)",
-            [[run.run_id], run.run_dir],
-        ).fetchone()
-        if found is not None and found[0]:
-            lost[run] = int(found[0])
-    return lost
+def say_what_was_passed_over(con: duckdb.DuckDBPyConnection) -> None:
+    """Say it of the streams in which the queries since the last time came upon a damaged line."""
+    from analysis import passed_over
+
+    if not is_over_logs(con) or con.execute("FROM internal.root WHERE verify").fetchall():
+        # `say_what_is_damaged` has said more.
+        return
+    if found := passed_over(con):
+        runs = {run.run_dir: run for run in runs_of(con)}
+        for run_dir, streams in found.items():
+            lost = lost_records(con, [runs[run_dir]], streams)
+            _say_damage([(run.full, count) for run, count in lost.items()])
+        # Looking there came upon them again.
+        passed_over(con)
+
+
+def lost_records(
+    con: duckdb.DuckDBPyConnection, runs: Sequence[Run], streams: Sequence[str]
+) -> dict[Run, int]:
+    """Return how many records are missing between others, of each run that lost any."""
+    rows = con.execute(
+        f"SELECT run_dir, sum(lost)::BIGINT FROM internal.lost_of(?) WHERE stream IN ({', '.join(map(literal, streams))}) "
+        "GROUP BY run_dir",
+        [[run.run_id for run in runs]],
+    ).fetchall()
+    lost = dict(rows)
+    return {run: lost[run.run_dir] for run in runs if run.run_dir in lost}
 
 
 def _say_damage(rows: Sequence[tuple[str, int]]) -> None:

@@ -227,6 +227,7 @@ def runs(root: Path | None, where: str | None, sort: str | None, as_json: bool) 
             f"ORDER BY {order}, project, run_id",
         )
         _print(con, "json" if as_json else "table")
+        asking.say_what_was_passed_over(con)
 
 
 @main.command()
@@ -508,6 +509,7 @@ def _answer(
             if statement in answers and shape == "parquet":
                 assert output is not None
                 _write_parquet(con, statement, values, output)
+                asking.say_what_was_passed_over(con)
                 continue
             asking.execute(con, statement, values)
             if statement in answers:
@@ -519,6 +521,7 @@ def _answer(
                 if not rows:
                     for reason in asking.why_nothing(con, statement.query):
                         click.echo(reason, err=True)
+            asking.say_what_was_passed_over(con)
 
 
 def _ask(
@@ -620,6 +623,7 @@ def _print_guide(con: duckdb.DuckDBPyConnection) -> None:
         click.echo(f"  {naming.signature(view, (name for name, _ in naming.columns(con, view)))}")
     for macro in naming.macros(con):
         click.echo(f"  {naming.signature(*macro)}")
+    click.echo(naming.OF_SOME)
     click.echo("\nSome queries:")
     for question, query in QUERIES.items():
         click.echo(f"\n-- {question}{query.rstrip()};")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LAST_AT_STEP = """
 SELECT project, run_id, step, key, max(time) AS time,
     arg_max({{value: value, int: int, text: text}}, (writer, seq)) AS last
-FROM internal.metrics_of([{run_id}])
+FROM metrics_of([{run_id}])
 WHERE project = {project} AND writer LIKE 'main-%' AND {keys}
 GROUP BY project, run_id, step, key
 """
@@ -119,7 +119,7 @@ def long(runs: Sequence[Run], keys: Sequence[str]) -> str:
     """Return the SQL for one row per value, of every writer, as it was logged."""
     listed = ", ".join(literal(key) for key in keys)
     of_each = " UNION ALL ".join(
-        f"SELECT * FROM internal.metrics_of([{literal(run.run_id)}]) WHERE project = {literal(run.project)} "
+        f"SELECT * FROM metrics_of([{literal(run.run_id)}]) WHERE project = {literal(run.project)} "
         f"AND key IN ({listed})"
         for run in runs
     )

@@ -13,6 +13,7 @@ Invariants
 * A run is kept only if its directories were at rest for some seconds before anybody looked: so a change within the clock's
   last tick is no exception.
 * An index is replaced whole, by a rename.  Who has the old one open goes on with it.
+* Of a run that has lost records only that is kept: it is looked at each time, so that who asks for it hears of it.
 * It is the cache that it seems: one that is missing, broken, or cannot be written costs time and nothing else.
 """
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -48,7 +49,7 @@ _BATCH_RUNS = 256
 _LEFT_S = 3600.0
 _COMPUTED = ("config", "summary", "rollup", "alerts", "checkpoints", "facts")
 _TABLES = ("runs", "pieces", "segments", "cursors", *_COMPUTED, "objects")
-_RUN_COLUMNS = ("run_dir", "path", "project", "run_id", "entity", "dirs", "mark", "files")
+_RUN_COLUMNS = ("run_dir", "path", "project", "run_id", "entity", "dirs", "mark", "files", "is_damaged")
 
 Progress = Callable[[int, int], object]
 """Is told how many runs of how many are done."""
@@ -62,6 +63,7 @@ class KeptRun(NamedTuple):
     dirs: str
     mark: int
     files: str
+    is_damaged: bool
 
 
 def attach(con: duckdb.DuckDBPyConnection, root: Path | None) -> dict[str, KeptRun]:
@@ -70,7 +72,9 @@ def attach(con: duckdb.DuckDBPyConnection, root: Path | None) -> dict[str, KeptR
     if path and os.path.exists(path):
         try:
             con.execute(f"ATTACH {literal(str(path))} AS kept (READ_ONLY)")
-            rows = con.execute("SELECT run_dir, run_id, dirs, mark, files FROM kept.runs").fetchall()
+            rows = con.execute(
+                "SELECT run_dir, run_id, dirs, mark, files, is_damaged FROM kept.runs"
+            ).fetchall()
             return {row[0]: row for row in map(KeptRun._make, rows)}
         except duckdb.Error:
             # Written by a machine that then lost its power, or by nobody: it will be made anew.
@@ -136,10 +140,13 @@ def keep(
     root: Path,
     sources: dict[str, SourcesOfRun],
     run_dirs: Sequence[str],
+    damaged: Collection[str],
     looked_ns: int,
     progress: Progress,
 ) -> bool:
     """Write an index of these runs and of what is kept and holds; say whether there is a new one.
+
+    `damaged` are those of which only that is kept, and holds.
 
     `looked_ns` is when the catalog began to look.  Raises nothing but what an interruption raises.
     """
@@ -154,6 +161,7 @@ def keep(
                     con.execute(
                         f"INSERT INTO fresh.{table} FROM kept.{table} ANTI JOIN internal.changed USING (run_dir)"
                     )
+                con.execute(f"INSERT INTO fresh.runs FROM kept.runs WHERE run_dir IN {_list(damaged)}")
                 for at in range(0, len(run_dirs), _BATCH_RUNS):
                     progress(at, len(run_dirs))
                     _add(con, run_dirs[at : at + _BATCH_RUNS], sources, looked_ns)
@@ -189,18 +197,22 @@ def _add(
         ids = _list({run_id for _, _, _, run_id, _, _ in found})
         these = f"run_dir IN {_list(run_dirs)}"
         for table in _COMPUTED:
-            con.execute(f"INSERT INTO fresh.{table} FROM internal.{table}_of({ids}) WHERE {these}")
+            con.execute(f"INSERT INTO fresh.{table} FROM internal.{table}_read({ids}) WHERE {these}")
         con.execute(
             f"""INSERT INTO fresh.objects SELECT run_dir, coalesce(config, '{{}}'), coalesce(summary, '{{}}')
             FROM internal.found_runs
-            LEFT JOIN (SELECT run_dir, json_group_object(key, value) AS config FROM fresh.config GROUP BY ALL)
+            LEFT JOIN (SELECT run_dir, internal.object(key, value) AS config FROM fresh.config GROUP BY ALL)
                 USING (run_dir)
-            LEFT JOIN (SELECT run_dir, json_group_object(key, json) AS summary FROM fresh.summary GROUP BY ALL)
+            LEFT JOIN (SELECT run_dir, internal.object(key, json) AS summary FROM fresh.summary GROUP BY ALL)
                 USING (run_dir)
             WHERE {these}"""
         )
         for table in ("pieces", "segments", "cursors"):
             con.execute(f"INSERT INTO fresh.{table} BY NAME FROM internal.found_{table} WHERE {these}")
+        lost = con.execute(
+            f"SELECT run_dir FROM internal.lost_of({ids}) WHERE {these} AND stream = 'events'"
+        ).fetchall()
+        damaged = {run_dir for (run_dir,) in lost}
         rows = []
         for run_dir, path, project, run_id, entity, writers in found:
             dirs = f"{writers}/{SYNC_DIR}" if os.path.isdir(f"{path}/{SYNC_DIR}") else writers
@@ -209,13 +221,13 @@ def _add(
             newest_ns = max(os.stat(f"{path}/{name}").st_mtime_ns for name in ("", *dirs.split("/")))
             if newest_ns < looked_ns - _AT_REST_NS:
                 names = orjson.dumps(sources.get(run_dir, {})).decode()
-                values = (run_dir, path, project, run_id, entity, dirs, mark, names)
+                values = (run_dir, path, project, run_id, entity, dirs, mark, names, run_dir in damaged)
                 rows.append(dict(zip(_RUN_COLUMNS, values, strict=True)))
         fill(con, "fresh", "runs", rows)
         for table in _TABLES:
-            con.execute(
-                f"DELETE FROM fresh.{table} WHERE {these} AND run_dir NOT IN (SELECT run_dir FROM fresh.runs)"
-            )
+            whole = "SELECT run_dir FROM fresh.runs WHERE NOT is_damaged"
+            if table != "runs":
+                con.execute(f"DELETE FROM fresh.{table} WHERE {these} AND run_dir NOT IN ({whole})")
         con.commit()
     except BaseException:
         con.rollback()

@@ -21,10 +21,6 @@ FROM internal.leaf_of(runs)
 WHERE replace(path, chr(31), '.') = metric AND number IS NOT NULL
 ORDER BY run_dir, place;
 
--- All that is in the view `metrics` of these runs: unlike a filter on it, this opens their files only.
--- > SELECT run_id, key, count(*), max(step) FROM metrics_of(['first', 'second']) GROUP BY ALL
-CREATE MACRO metrics_of(runs) AS TABLE FROM internal.metrics_of(runs);
-
 -- A curve smoothed by W&B's "exponential moving average", which is debiased: with x₁, x₂, … the finite values in order,
 --     sₙ = alpha · sₙ₋₁ + (1 − alpha) · xₙ,  s₀ = 0,        emaₙ = sₙ / (1 − alphaⁿ)
 -- `alpha` is W&B's slider: from 0, which smooths nothing, to below 1. What is no finite number has no row.
@@ -62,7 +58,7 @@ ORDER BY run_dir, place;
 CREATE MACRO compare_runs(a, b) AS TABLE
 SELECT key, one.value AS value_a, other.value AS value_b, other.value - one.value AS difference,
     one.text AS text_a, other.text AS text_b, one.step AS step_a, other.step AS step_b
-FROM (FROM summary WHERE run_id = a) one FULL JOIN (FROM summary WHERE run_id = b) other USING (key)
+FROM summary_of([a]) one FULL JOIN summary_of([b]) other USING (key)
 ORDER BY key;
 
 -- Every leaf of a run's config: of a nested dict `outer.inner`.
@@ -70,7 +66,7 @@ CREATE MACRO internal.config_leaves(run) AS TABLE
 SELECT run_dir, replace(item.key, chr(31), '.') AS key, coalesce(item.value, 'null') AS value
 FROM (
     SELECT run_dir, unnest(internal.leaves(('{' || to_json(key)::VARCHAR || ':' || coalesce(value, 'null') || '}')::JSON)) AS item
-    FROM internal.config WHERE internal.run_id_of(run_dir) = run
+    FROM internal.config_of([run])
 );
 
 -- What is configured otherwise, of a nested dict by `outer.inner`. 1 and 1.0 are the same.
@@ -102,17 +98,17 @@ CREATE MACRO seeds_ci(metric, alike := NULL, seed := 'seed') AS TABLE
 WITH settings AS (
     SELECT r.run_dir, coalesce(setting, '{}') AS setting
     FROM internal.runs r LEFT JOIN (
-        SELECT run_dir, '{' || string_agg(to_json(key)::VARCHAR || ':' || coalesce(value::VARCHAR, 'null'), ',' ORDER BY key) || '}' AS setting
-        FROM internal.config WHERE CASE WHEN alike IS NULL THEN key <> seed ELSE list_contains(alike, key) END
+        SELECT run_dir, internal.object(key, value) AS setting
+        FROM internal.config_of(NULL) WHERE CASE WHEN alike IS NULL THEN key <> seed ELSE list_contains(alike, key) END
         GROUP BY run_dir
     ) USING (run_dir)
 ), points AS (
     SELECT run_dir, step, arg_max(value, place) AS value
-    FROM internal.leaf
+    FROM internal.leaf_of(NULL)
     WHERE replace(path, chr(31), '.') = metric AND number IS NOT NULL AND isfinite(value)
     GROUP BY run_dir, step
 )
-SELECT project, setting::JSON AS setting, step, n, mean, mean - half AS low, mean + half AS high
+SELECT project, setting, step, n, mean, mean - half AS low, mean + half AS high
 FROM (
     SELECT internal.project_of(run_dir) AS project, setting, step, count(*) AS n, avg(value) AS mean,
         internal.t_975(count(*) - 1) * stddev_samp(value) / sqrt(count(*)) AS half
@@ -270,8 +266,8 @@ SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS r
     data.exception AS exception, data.info AS info
 FROM (
     SELECT *, flatten(list_transform(data.turns, lambda turn: coalesce(turn.tool_calls, []))) AS calls
-    FROM internal.trajectories
-    WHERE kind = 'trajectory' AND (run IS NULL OR internal.run_id_of(run_dir) = run)
+    FROM internal.trajectories_of(CASE WHEN run IS NOT NULL THEN [run] END)
+    WHERE kind = 'trajectory'
 )
 WHERE (words IS NULL OR first_turn >= 0)
     AND (tool IS NULL OR coalesce(list_contains(list_transform(calls, lambda call: call.name), tool), false))

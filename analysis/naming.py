@@ -121,7 +121,7 @@ def keys_of(con: duckdb.DuckDBPyConnection, runs: Sequence[Run]) -> list[str]:
     if not runs:
         return []
     rows = con.execute(
-        "SELECT DISTINCT project, run_id, key FROM internal.metrics_of(?) WHERE writer LIKE 'main-%'",
+        "SELECT DISTINCT project, run_id, key FROM metrics_of(?) WHERE writer LIKE 'main-%'",
         [[run.run_id for run in runs]],
     ).fetchall()
     wanted = {(run.project, run.run_id) for run in runs}
@@ -154,10 +154,11 @@ def views(con: duckdb.DuckDBPyConnection) -> list[str]:
 
 
 def macros(con: duckdb.DuckDBPyConnection) -> list[tuple[str, list[str]]]:
-    """Return the macros that stand beside the views, with what they take."""
+    """Return the macros that stand beside the views, with what they take; but for those that are a view of some runs."""
     rows: list[tuple[str, list[str]]] = con.execute(
         "SELECT function_name, any_value(parameters) FROM duckdb_functions() WHERE schema_name = 'main' "
-        "AND NOT internal AND function_type IN ('macro', 'table_macro') GROUP BY 1 ORDER BY 1"
+        "AND NOT internal AND function_type IN ('macro', 'table_macro') AND function_name NOT IN "
+        "(SELECT view_name || '_of' FROM duckdb_views() WHERE schema_name = 'main') GROUP BY 1 ORDER BY 1"
     ).fetchall()
     return rows
 
@@ -165,6 +166,12 @@ def macros(con: duckdb.DuckDBPyConnection) -> list[tuple[str, list[str]]]:
 def signature(name: str, takes: Iterable[str]) -> str:
     """Return how a view with its columns is shown, or a macro with its arguments."""
     return f"{name}({', '.join(takes)})"
+
+
+OF_SOME = (
+    "Each view of some runs alone, whatever else there is: FROM metrics_of(['id', …]), runs_of(['id', …])."
+)
+"""Is said where the views are listed."""
 
 
 def columns(con: duckdb.DuckDBPyConnection, view: str) -> list[tuple[str, str]]:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import click
@@ -55,8 +55,6 @@ from eventlog.roots import root_of
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
-
-    from analysis.catalog import Catalog
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +99,6 @@ _MEMORY = "1GB"
 _PART_CHARS = 200
 
 Progress = Callable[[int], object]
-_Stream = tuple[str, str]
-"""Of a run: its writer and what the writer calls it."""
 
 
 class Busy(Exception):
@@ -125,7 +121,7 @@ class Packed:
     written_files: int = 0
     manifest: Manifest = field(default_factory=Manifest)
     damaged: dict[Run, int] = field(default_factory=dict)
-    """How many records are missing between others, or at the end, of those that were written."""
+    """How many records are missing between others, of those that were written."""
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -143,7 +139,6 @@ class Packing:
     old_dir: Path | None
     views: dict[str, dict[str, str]]
     found: dict[Run, PackedRun]
-    records: dict[Run, dict[_Stream, int]]
     sizes: dict[Run, int]
     """What there is to read of each run, in bytes."""
     plan: Plan
@@ -155,22 +150,18 @@ class Packing:
     ) -> Iterator[Packing]:
         """Look at both; raise `NotAPack` where `pack` is something else."""
         import analysis
-        from analysis.catalog import look
 
         root = root_of(root).absolute()
         _refuse_what_is_no_pack(pack)
         old_dir = _current(pack)
         old = _manifest(old_dir) if old_dir else Manifest()
-        # Before anything is read: what comes meanwhile is there twice rather than never.
-        with warnings.catch_warnings():
-            # `connect` says the same.
-            warnings.simplefilter("ignore")
-            catalog = look(root, verify)
         con = analysis.connect(root, verify=verify)
         try:
             views = {view: _columns(con, view) for view in VIEWS}
-            found = _runs(catalog, views, time.time_ns() // 1000)
-            records, sizes = _extents(catalog)
+            # Before anything is read: what comes meanwhile is there twice rather than never.
+            segments = _segments(con)
+            found = _runs(con, segments, views, time.time_ns() // 1000)
+            sizes = _sizes(segments)
             if not found:
                 if prune and old.runs:
                     raise NoRuns(
@@ -180,7 +171,7 @@ class Packing:
                     f"There is no run in {str(root)!r}. Give --root, or set EVENTLOG_ROOT.", stacklevel=3
                 )
             made = plan(old, found, prune)
-            yield cls(root, pack, verify, con, old, old_dir, views, found, records, sizes, made)
+            yield cls(root, pack, verify, con, old, old_dir, views, found, sizes, made)
         finally:
             con.close()
 
@@ -279,7 +270,7 @@ class Packing:
         """Return the SQL for the rows of these runs of one project, from the log or from the files of the old pack."""
         sources = []
         if fresh := [run for run in chunk if run not in carried]:
-            sources.append(f"SELECT * FROM {view} WHERE {_among(fresh)}")
+            sources.append(f"SELECT * FROM {view}_of([{_ids(fresh)}]) WHERE {_among(fresh)}")
         if old := [run for run in chunk if run in carried]:
             now, before = self.views[view], self.old.views[view]
             columns = ", ".join(
@@ -305,97 +296,90 @@ class Packing:
         return self.con.cursor().sql(f"SELECT * FROM {view} WHERE false").to_arrow_reader(1).schema
 
     def _damaged(self) -> dict[Run, int]:
-        """Return how many records are missing of the runs that are written: seqs have no gaps, so they were there."""
+        """Return how many records are missing of the runs that are written."""
         lost: dict[Run, int] = {}
         for chunk in chunks(self.plan.written, self.sizes, _CHUNK_BYTES, _CHUNK_RUNS):
             rows = self.con.execute(
-                f"SELECT project, run_id, writer, stream, count(*), max(seq) + 1 FROM records WHERE {_among(chunk)} GROUP BY ALL"
+                f"""SELECT project, run_id, sum(lost)::BIGINT FROM internal.lost_of([{_ids(chunk)}])
+                JOIN internal.runs USING (run_dir) WHERE {_among(chunk)} GROUP BY ALL"""
             ).fetchall()
-            there = {
-                ((project, run_id), *stream): counts
-                for project, run_id, *stream, n, end in rows
-                for counts in [(n, end)]
-            }
-            for run in chunk:
-                for stream, records in self.records.get(run, {}).items():
-                    n, end = there.get((run, *stream), (0, 0))
-                    lost[run] = lost.get(run, 0) + max(records, end) - n
-        return {run: count for run, count in lost.items() if count}
+            lost.update({(project, run_id): count for project, run_id, count in rows})
+        return lost
 
 
 def _columns(con: duckdb.DuckDBPyConnection, view: str) -> dict[str, str]:
     return {row[0]: row[1] for row in con.execute(f"DESCRIBE {view}").fetchall()}
 
 
+def _ids(runs: Sequence[Run]) -> str:
+    return ", ".join(literal(run_id) for _, run_id in runs)
+
+
 def _among(runs: Sequence[Run]) -> str:
-    # Written out: of a short list DuckDB opens the files of these runs only. A long one it looks up, in all files.
-    ids = ", ".join(literal(run_id) for _, run_id in runs)
-    return f"project = {literal(runs[0][0])} AND run_id IN ({ids})"
+    """Return the SQL for a row of one of these runs, which are of one project."""
+    return f"project = {literal(runs[0][0])} AND run_id IN ({_ids(runs)})"
 
 
 def _parquet(files: Sequence[str]) -> str:
     return f"read_parquet([{', '.join(map(literal, files))}], hive_partitioning = false)"
 
 
-def _runs(catalog: Catalog, views: Mapping[str, Any], now_us: int) -> dict[Run, PackedRun]:
+class _Segment(NamedTuple):
+    run: Run
+    writer: str
+    file: str
+    first: int
+    last: int
+
+
+def _segments(con: duckdb.DuckDBPyConnection) -> list[_Segment]:
+    """Return all segments with the records that count now, in an order that depends on these alone."""
+    rows = con.execute(
+        """SELECT project, run_id, s.writer, s.file, s.first, s.last
+        FROM internal.spans_of(NULL) s JOIN internal.runs USING (run_dir) ORDER BY ALL"""
+    ).fetchall()
+    return [_Segment((project, run_id), *rest) for project, run_id, *rest in rows]
+
+
+def _runs(
+    con: duckdb.DuckDBPyConnection, segments: Sequence[_Segment], views: Mapping[str, Any], now_us: int
+) -> dict[Run, PackedRun]:
     """Return the runs with what marks their state, from what is known without reading them."""
     from eventlog.errors import NotARun
     from eventlog.piece import STALE_S, RunIdentity
 
     facts: dict[Run, list[Any]] = {}
     log_ids: dict[Run, list[str]] = {}
-    runs = {row.run_dir: (row.project, row.run_id) for row in catalog.runs}
-    for row in catalog.runs:
-        run = (row.project, row.run_id)
-        facts.setdefault(run, []).append([row.run_dir, row.path, row.entity])
+    for project, run_id, run_dir, path, entity in con.execute(
+        "SELECT project, run_id, run_dir, path, entity FROM internal.runs ORDER BY ALL"
+    ).fetchall():
+        run = (project, run_id)
+        facts.setdefault(run, []).append([run_dir, path, entity])
         # A run that was deleted meanwhile says nothing more.
         with suppress(NotARun):
-            log_ids.setdefault(run, []).append(RunIdentity.load(Path(row.path)).log_id)
-    for piece in catalog.pieces:
-        is_stale = piece.heartbeat_us is not None and now_us - piece.heartbeat_us > STALE_S * 1e6
-        facts[runs[piece.run_dir]].append([piece.writer, piece.is_closed, is_stale])
-    for segment, last in _ends(catalog):
-        facts[runs[segment.run_dir]].append([segment.writer, Path(segment.file).name, segment.first, last])
-    for cursor in catalog.cursors:
-        facts[runs[cursor.run_dir]].append(
-            [
-                cursor.sink,
-                cursor.state,
-                cursor.error,
-                cursor.next_number,
-                cursor.next_seq,
-                cursor.not_shown,
-                cursor.url,
-            ]
-        )
+            log_ids.setdefault(run, []).append(RunIdentity.load(Path(path)).log_id)
+    for project, run_id, *fact in con.execute(
+        f"""SELECT project, run_id, writer, is_closed, heartbeat_us IS NOT NULL AND {now_us} - heartbeat_us > {STALE_S * 1e6:.0f}
+        FROM internal.pieces JOIN internal.runs USING (run_dir) ORDER BY ALL"""
+    ).fetchall():
+        facts[project, run_id].append(fact)
+    for segment in segments:
+        facts[segment.run].append([segment.writer, Path(segment.file).name, segment.first, segment.last])
+    for project, run_id, *fact in con.execute(
+        """SELECT project, run_id, sink, state, error, next_number, next_seq, not_shown, c.url
+        FROM internal.cursors c JOIN internal.runs USING (run_dir) ORDER BY ALL"""
+    ).fetchall():
+        facts[project, run_id].append(fact)
     return {run: PackedRun(mark_of(facts[run], views), sorted(log_ids[run])) for run in sorted(log_ids)}
 
 
-def _ends(catalog: Catalog) -> Iterator[tuple[Any, int]]:
-    """Yield each segment with the last seq that it holds now."""
-    from analysis.catalog import committed_seq
-
-    for segment in catalog.segments:
-        yield segment, committed_seq(segment.file) if segment.last is None else segment.last
-
-
-def _extents(catalog: Catalog) -> tuple[dict[Run, dict[_Stream, int]], dict[Run, int]]:
-    """Return how many records each stream of each run has, and in how many bytes those of the run are."""
-    runs = {row.run_dir: (row.project, row.run_id) for row in catalog.runs}
-    ends: dict[tuple[str, str, str], int] = {}
+def _sizes(segments: Sequence[_Segment]) -> dict[Run, int]:
+    """Return in how many bytes the records of each run are."""
     sizes: dict[Run, int] = {}
-    for segment, last in _ends(catalog):
-        at = (segment.run_dir, segment.writer, segment.stream)
-        ends[at] = max(ends.get(at, 0), last + 1)
-        run = runs[segment.run_dir]
+    for segment in segments:
         with suppress(OSError):
-            sizes[run] = sizes.get(run, 0) + os.stat(segment.file).st_size
-    records: dict[Run, dict[_Stream, int]] = {}
-    for (run_dir, *stream), count in ends.items():
-        of_run = records.setdefault(runs[run_dir], {})
-        # Several directories may be one run, copied.
-        of_run[stream[0], stream[1]] = of_run.get((stream[0], stream[1]), 0) + count
-    return records, sizes
+            sizes[segment.run] = sizes.get(segment.run, 0) + os.stat(segment.file).st_size
+    return sizes
 
 
 class _Writer:
@@ -729,10 +713,11 @@ def connect(pack: Path | str) -> duckdb.DuckDBPyConnection:
             for name, kind in columns.items()
         )
         con.execute(f"CREATE VIEW {view} AS SELECT {selected} FROM {_parquet(snapshot.files(view))}")
+        con.execute(
+            f"CREATE MACRO {view}_of(runs) AS TABLE FROM {view} WHERE runs IS NULL OR list_contains(runs, run_id)"
+        )
     con.execute(
-        """CREATE VIEW internal.runs AS SELECT project || '/' || run_id AS run_dir, path, project, run_id FROM main.runs;
-        CREATE MACRO internal.metrics_of(runs) AS TABLE
-        SELECT * FROM main.metrics WHERE runs IS NULL OR list_contains(runs, run_id)"""
+        "CREATE VIEW internal.runs AS SELECT project || '/' || run_id AS run_dir, path, project, run_id FROM main.runs"
     )
     return con
 

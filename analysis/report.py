@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from analysis.asking import damage, execute, lost_events
+from analysis.asking import damage, execute, lost_records
 from analysis.compare import Comparison, compare
 from analysis.naming import Run, labels
 from analysis.report_charts import points_each
@@ -32,12 +32,6 @@ if TYPE_CHECKING:
     import duckdb
 
 _ALERTS_MAX = 20
-# Seqs have no gaps, so what is not there was there.
-_LOST_TRAJECTORIES = """
-SELECT max(seq) + 1 - count(*) FROM internal.trajectories_of([$run_id]) WHERE internal.project_of(run_dir) = $project
-GROUP BY writer
-"""
-
 # Words in a key that say which way is good. One of the third kind says that neither is.
 _UP = {
     "reward",
@@ -223,7 +217,7 @@ def _facts(con: duckdb.DuckDBPyConnection, runs: list[Run], drawn: list[Drawn]) 
 
 
 def _warnings(con: duckdb.DuckDBPyConnection, facts: list[Facts]) -> Iterator[Warned]:
-    lost = lost_events(con, [each.run for each in facts])
+    lost = lost_records(con, [each.run for each in facts], ["events", "trajectories"])
     for each in facts:
         if each.state == "crashed":
             yield Warned(
@@ -245,10 +239,8 @@ def _warnings(con: duckdb.DuckDBPyConnection, facts: list[Facts]) -> Iterator[Wa
                 "Its writer, on another machine, was not heard of for 10 minutes.",
             )
         of_run = {"project": each.run.project, "run_id": each.run.run_id}
-        execute(con, _LOST_TRAJECTORIES, of_run)
-        count = lost.get(each.run, 0) + sum(int(lost_here or 0) for (lost_here,) in con.fetchall())
-        if count:
-            yield Warned("ERROR", each.label, "The log is damaged.", damage(each.run.full, count))
+        if each.run in lost:
+            yield Warned("ERROR", each.label, "The log is damaged.", damage(each.run.full, lost[each.run]))
         execute(
             con,
             "SELECT sum(TRY_CAST(data ->> 'dropped' AS BIGINT)), string_agg(DISTINCT data ->> 'reason', ', ') "

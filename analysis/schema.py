@@ -39,8 +39,6 @@ def _make_from_text(con: duckdb.DuckDBPyConnection) -> None:
     con.execute(f"CREATE MACRO internal.trajectory_of(json) AS TRY_CAST(json::JSON AS {sources.TRAJECTORY})")
     # Over nothing first: DuckDB looks for every file each time that a view over it is defined.
     sources.define_nothing(con)
-    for view in sources.VIEWS:
-        con.execute(f"CREATE VIEW internal.{view} AS FROM internal.{view}_of(NULL)")
     _run(con, "views.sql")
     _run(con, "macros.sql")
 

@@ -174,12 +174,12 @@ class Shell:
         for statement in asking.statements(self.con, text, self.values):
             asking.execute(self.con, statement, self.values)
             result = printing.result_of(self.con)
-            if result is None or not asking.has_rows(statement):
-                continue
-            printing.show(result, self.shape)
-            if not result.count:
-                for reason in asking.why_nothing(self.con, text):
-                    click.echo(reason, err=True)
+            if result is not None and asking.has_rows(statement):
+                printing.show(result, self.shape)
+                if not result.count:
+                    for reason in asking.why_nothing(self.con, text):
+                        click.echo(reason, err=True)
+            asking.say_what_was_passed_over(self.con)
 
     def _refresh(self) -> None:
         with asking.said_notices():
@@ -255,6 +255,7 @@ def print_views(con: duckdb.DuckDBPyConnection) -> None:
         click.echo(f"  {naming.signature(view, (name for name, _ in naming.columns(con, view)))}")
     for macro in naming.macros(con):
         click.echo(f"  {naming.signature(*macro)}   (a macro)")
+    click.echo(naming.OF_SOME)
 
 
 class _Completer(Completer):

@@ -1,6 +1,6 @@
 """Which files a query reads, and as what: the way from the views to the disk.
 
-    view ──▶ internal.live_events_of(runs) ──files_of──▶ names ──▶ read_json, read_parquet
+    view ──▶ internal.live_events_of(runs) ──file_names──▶ names ──▶ read_json, read_parquet
 
 Invariants
 ----------
@@ -29,8 +29,8 @@ from eventlog.segment import STREAMS, Sealed
 if TYPE_CHECKING:
     import duckdb
 
-FOUND = [chr(30)]
-"""Stands where run ids do, for the runs of which nothing is kept: `internal.found()`."""
+FOUND = chr(30)
+"""Stands before run ids of which only those count of which nothing is kept, and for all of these: `internal.found()`."""
 
 TRAJECTORY = """STRUCT(id VARCHAR, "group" VARCHAR, reward DOUBLE, advantage DOUBLE, rewards JSON,
     turns STRUCT(role VARCHAR, content VARCHAR, tool_call_id VARCHAR, duration_s DOUBLE,
@@ -84,7 +84,6 @@ _SEALED = {
     "sealed_trajectories": {**_RECORD, **_SEALED_TRAJECTORY, **_REST},
 }
 SOURCES = (*(f"live_{stream}" for stream in STREAMS), *_SEALED, "briefs")
-VIEWS = (*(view for view, *_ in _LIVE), *_SEALED, "briefs")
 _LINE = {"crc": "VARCHAR", **_RECORD, "as_text": "VARCHAR[][]"}
 # Of a sealed segment's brief: what its metrics came to.
 _BRIEF = {
@@ -131,6 +130,7 @@ class Files:
         self._generations: dict[int, _Generation] = {}
         self._newest = 0
         self._defined: set[str] = set()
+        self._passed_over: set[str] = set()
 
     def next(self, found: Mapping[str, list[SourcesOfRun]], kept: Mapping[str, list[str]]) -> int:
         """Take what there is now, by run id; return its generation. The one before it stays for who began with it."""
@@ -148,6 +148,19 @@ class Files:
         if is_there:
             self._defined.add(what)
         return what in self._defined
+
+    def is_passed_over(self, file: str) -> bool:
+        """Remember that a query came upon a line of this file that is no record; false, so that it is no row either."""
+        self._passed_over.add(file)
+        return False
+
+    def passed_over(self) -> dict[str, list[str]]:
+        """Return the run directories with the streams in which that was, and forget it."""
+        files, self._passed_over = self._passed_over, set()
+        found: dict[str, list[str]] = {}
+        for run_dir, stream in sorted(set(map(_stream_of, files))):
+            found.setdefault(run_dir, []).append(stream)
+        return found
 
     def of(self, generation: int, source: str, run_ids: list[str] | None) -> str:
         """Return the names for DuckDB, in one text."""
@@ -167,16 +180,21 @@ class _Generation:
         return self._names(source, run_ids) or self._example(source)
 
     def _names(self, source: str, run_ids: list[str] | None) -> str:
-        if run_ids is not None and run_ids != FOUND:
-            return _joined(source, chain.from_iterable(map(self._of_run, dict.fromkeys(run_ids))))
+        if run_ids is not None and run_ids != [FOUND, FOUND]:
+            is_found_only = run_ids[:1] == [FOUND]
+            of_each = self._found_of if is_found_only else self._of_run
+            return _joined(source, chain.from_iterable(map(of_each, dict.fromkeys(run_ids))))
         of = source, run_ids is None
         if of not in self._of_many:
             found = chain.from_iterable(self._found.values())
             self._of_many[of] = _joined(source, chain(found, self._all_kept()) if run_ids is None else found)
         return self._of_many[of]
 
+    def _found_of(self, run_id: str) -> Iterable[SourcesOfRun]:
+        return self._found.get(run_id, ())
+
     def _of_run(self, run_id: str) -> Iterator[SourcesOfRun]:
-        yield from self._found.get(run_id, ())
+        yield from self._found_of(run_id)
         yield from map(orjson.loads, self._kept.get(run_id, ()))
 
     def _all_kept(self) -> Iterator[SourcesOfRun]:
@@ -199,6 +217,15 @@ class _Generation:
             runs = chain(chain.from_iterable(self._found.values()), map(orjson.loads, kept))
             if (names := next((run[source] for run in runs if source in run), None)) is not None:
                 yield source, names[0]
+
+
+def _stream_of(file: str) -> tuple[str, str]:
+    """
+    >>> _stream_of("/runs/demo/first/main-0001/events-000000000000.jsonl")
+    ('demo/first', 'events')
+    """
+    project, run, _, name = Path(file).parts[-4:]
+    return f"{project}/{run}", name.partition("-")[0]
 
 
 def _joined(source: str, runs: Iterable[SourcesOfRun]) -> str:
@@ -267,14 +294,15 @@ def _definitions(
         yield attribute, bool(names), f"CREATE OR REPLACE MACRO internal.{attribute}_of(run_dir) AS {raw}"
 
     def asked(source: str) -> str | None:
-        called = f"files_of({generation}, '{source}', runs)"
+        called = f"file_names({generation}, '{source}', runs)"
         return f"string_split({called}, {literal(_BETWEEN)})" if source in there else None
 
     damaged = "AND (filename, crc) NOT IN (SELECT (file, crc) FROM internal.damaged)" if is_damaged else ""
     for view, stream, data_type in _LIVE:
         lines = _json(asked(f"live_{stream}"), _LINE | {"data": data_type})
-        undamaged = f"AND crc IS NOT NULL {damaged}"
-        statement = _SOURCE.format(view=view, lines=lines, columns=_LIVE_COLUMNS, undamaged=undamaged)
+        # What is no JSON is all NULL. As a CASE: only there Python is asked, which remembers the file.
+        lines = f"(FROM {lines} WHERE CASE WHEN crc IS NULL THEN is_passed_over(filename) ELSE true END)"
+        statement = _SOURCE.format(view=view, lines=lines, columns=_LIVE_COLUMNS, undamaged=damaged)
         yield view, f"live_{stream}" in there, statement
     for view, types in _SEALED.items():
         columns = ", ".join(_AS_LIVE.get(name, name) for name in types if name != "time")

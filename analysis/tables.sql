@@ -37,28 +37,32 @@ FROM internal.found_cursors UNION ALL BY NAME FROM kept.cursors ANTI JOIN intern
 CREATE MACRO internal.project_of(run_dir) AS split_part(run_dir, '/', 1);
 CREATE MACRO internal.run_id_of(run_dir) AS split_part(run_dir, '/', 2);
 
--- Macros over runs are told which: a list of ids, NULL for all, or this for those of which nothing is kept.
-CREATE MACRO internal.found() AS [chr(30)];
+-- Macros over runs are told which: a list of ids, or NULL for all. Before the ids this says: only of those of which nothing is
+-- kept; and in place of ids, all of these.
+CREATE MACRO internal.found() AS chr(30);
+CREATE MACRO internal.found_of(runs) AS list_prepend(internal.found(), coalesce(runs, [internal.found()]));
 
--- Of a run of which nothing is kept.
-CREATE MACRO internal.is_asked(run_dir, runs) AS
-    runs IS NULL OR runs = internal.found() OR list_contains(runs, internal.run_id_of(run_dir));
+CREATE MACRO internal.is_among(run_dir, runs) AS runs IS NULL OR list_contains(runs, internal.run_id_of(run_dir));
+-- Of a run of which nothing is kept, and of one of which something is.
+CREATE MACRO internal.is_found_asked(run_dir, runs) AS internal.is_among(run_dir, runs) OR runs = internal.found_of(NULL);
+CREATE MACRO internal.is_kept_asked(run_dir, runs) AS
+    internal.is_among(run_dir, runs) AND coalesce(runs[1] <> internal.found(), true);
 
 CREATE MACRO internal.runs_asked(runs) AS TABLE
-FROM internal.found_runs WHERE internal.is_asked(run_dir, runs)
+FROM internal.found_runs WHERE internal.is_found_asked(run_dir, runs)
 UNION ALL BY NAME
 SELECT run_dir, path, project, run_id, entity FROM kept.runs ANTI JOIN internal.changed USING (run_dir)
-WHERE runs IS NULL OR list_contains(runs, internal.run_id_of(run_dir));
+WHERE internal.is_kept_asked(run_dir, runs);
 
 CREATE VIEW internal.runs AS FROM internal.runs_asked(NULL);
 
 -- Which records of which file count, with what each file holds now.
 CREATE MACRO internal.spans_of(runs) AS TABLE
 SELECT file, run_dir, writer, stream, first, CASE WHEN last IS NULL THEN committed_seq(file) ELSE last END AS last
-FROM internal.found_segments WHERE internal.is_asked(run_dir, runs)
+FROM internal.found_segments WHERE internal.is_found_asked(run_dir, runs)
 UNION ALL
 SELECT file, run_dir, writer, stream, first, last FROM kept.segments ANTI JOIN internal.changed USING (run_dir)
-WHERE runs IS NULL OR list_contains(runs, internal.run_id_of(run_dir));
+WHERE internal.is_kept_asked(run_dir, runs);
 
 -- The rank of a writer, as far as its name says it.
 CREATE MACRO internal.rank_of(writer) AS
@@ -68,6 +72,10 @@ CREATE MACRO internal.rank_of(writer) AS
 -- Microseconds since the epoch; what cannot be a moment (damage) is NULL rather than an error.
 CREATE MACRO internal.moment(us) AS
     make_timestamp(CASE WHEN us BETWEEN 0 AND 253402300799999999 THEN us END) AT TIME ZONE 'UTC';
+
+-- A JSON object of keys and values, in the order of the keys: what is equal is the same text.
+CREATE MACRO internal.object(key, value) AS
+    ('{' || string_agg(to_json(key)::VARCHAR || ':' || coalesce(value::VARCHAR, 'null'), ',' ORDER BY key) || '}')::JSON;
 
 -- The keys and values of a JSON object, none for anything else. A null value is NULL.
 CREATE MACRO internal.items(object) AS map_entries(TRY_CAST(object AS MAP(VARCHAR, JSON)));

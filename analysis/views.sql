@@ -6,8 +6,9 @@
 --     seq               the record's place in its writer's stream
 --     time              TIMESTAMP WITH TIME ZONE: shown, and understood in a query, in the session's time zone
 -- `WHERE writer LIKE 'main-%' ORDER BY writer, seq` is the run's history, in order.
--- A filter on project, run_id, writer or rank decides which files are opened at all. Lines that begin with `-- >` are
--- examples, which the tests run.
+-- A filter on project, run_id, writer or rank decides which files are opened at all. Of each view there is a macro besides,
+-- `metrics_of(['a', 'b'])`, `runs_of([…])`, …: the same of the runs with these ids, without a look at any other run.
+-- Lines that begin with `-- >` are examples, which the tests run.
 
 
 -- How many records each writer has committed to each stream.
@@ -28,41 +29,41 @@ CREATE MACRO internal.json_of(value, int, text, json) AS coalesce(json,
         ELSE CASE WHEN isnan(value) THEN '"NaN"' WHEN value > 0 THEN '"Infinity"' ELSE '"-Infinity"' END END
     WHEN int IS NOT NULL THEN int::VARCHAR ELSE to_json(text)::VARCHAR END);
 
-CREATE VIEW internal.sealed_data AS
+CREATE MACRO internal.sealed_data_of(runs) AS TABLE
 SELECT run_dir, writer, place,
     ('{' || string_agg(to_json(key)::VARCHAR || ':' || internal.json_of(value, int, text, json), ',' ORDER BY nth) || '}')::JSON
         AS data,
     nullif(flatten(list(coalesce(as_text, CASE WHEN isfinite(value) IS FALSE THEN [['float', key]] END) ORDER BY nth)), [])
         AS as_text
-FROM internal.sealed_events WHERE key IS NOT NULL
+FROM internal.sealed_events_of(runs) WHERE key IS NOT NULL
 GROUP BY run_dir, writer, place;
 
 -- Of the stream `files`, and so of `console`.
-CREATE VIEW internal.files AS
-SELECT run_dir, writer, seq, time, kind, step, commit, as_text, data FROM internal.live_files
+CREATE MACRO internal.files_of(runs) AS TABLE
+SELECT run_dir, writer, seq, time, kind, step, commit, as_text, data FROM internal.live_files_of(runs)
 UNION ALL
-SELECT run_dir, writer, seq, time, kind, step, commit, as_text, json::JSON FROM internal.sealed_files;
+SELECT run_dir, writer, seq, time, kind, step, commit, as_text, json::JSON FROM internal.sealed_files_of(runs);
 
-CREATE VIEW internal.console AS
-SELECT run_dir, writer, seq, time, kind, step, commit, as_text, data FROM internal.live_console
+CREATE MACRO internal.console_of(runs) AS TABLE
+SELECT run_dir, writer, seq, time, kind, step, commit, as_text, data FROM internal.live_console_of(runs)
 UNION ALL
-SELECT run_dir, writer, seq, time, kind, step, commit, as_text, json::JSON FROM internal.sealed_console;
+SELECT run_dir, writer, seq, time, kind, step, commit, as_text, json::JSON FROM internal.sealed_console_of(runs);
 
 -- Every record of every stream, its data as JSON. `as_text` says what in it is stored as text (FORMAT.md, "Values").
 -- > SELECT stream, kind, count(*) FROM records WHERE run_id = 'first' GROUP BY ALL
-CREATE VIEW records AS
+CREATE MACRO records_of(runs) AS TABLE
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
-    internal.rank_of(writer) AS rank, 'events' AS stream, seq, time, kind, step, commit, as_text, data FROM internal.live_events
+    internal.rank_of(writer) AS rank, 'events' AS stream, seq, time, kind, step, commit, as_text, data FROM internal.live_events_of(runs)
 UNION ALL
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, 'events', seq, time, kind, step, commit, coalesce(d.as_text, e.as_text),
     coalesce(d.data, e.json::JSON)
-FROM internal.sealed_events e LEFT JOIN internal.sealed_data d USING (run_dir, writer, place)
+FROM internal.sealed_events_of(runs) e LEFT JOIN internal.sealed_data_of(runs) d USING (run_dir, writer, place)
 WHERE nth = 0
 UNION ALL
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, 'trajectories', seq, time, kind, step, commit, as_text, data
-FROM internal.live_trajectories_as_json
+FROM internal.live_trajectories_as_json_of(runs)
 UNION ALL
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, 'trajectories', seq, time, kind, step, commit, as_text,
@@ -74,13 +75,15 @@ SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS r
         policy_version: policy_version, stop_reason: stop_reason, started_us: started_us, duration_s: duration_s,
         exception: exception, info: info::JSON, token_ids: token_ids, mask: mask, logprobs: logprobs,
         ref_logprobs: ref_logprobs}))
-FROM internal.sealed_trajectories
+FROM internal.sealed_trajectories_of(runs)
 UNION ALL
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
-    internal.rank_of(writer) AS rank, 'console', seq, time, kind, step, commit, as_text, data FROM internal.console
+    internal.rank_of(writer) AS rank, 'console', seq, time, kind, step, commit, as_text, data FROM internal.console_of(runs)
 UNION ALL
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
-    internal.rank_of(writer) AS rank, 'files', seq, time, kind, step, commit, as_text, data FROM internal.files;
+    internal.rank_of(writer) AS rank, 'files', seq, time, kind, step, commit, as_text, data FROM internal.files_of(runs);
+
+CREATE VIEW records AS FROM records_of(NULL);
 
 
 -- The values of metrics; of a nested dict, those in it. Of these runs; of all, if that is NULL.
@@ -114,20 +117,19 @@ LEFT JOIN (
     SELECT run_dir, writer, place, any_value(time) AS time FROM internal.sealed_events_of(runs) WHERE nth = 0 GROUP BY ALL
 ) head USING (run_dir, writer, place);
 
-CREATE VIEW internal.leaf AS FROM internal.leaf_of(NULL);
-
 -- Every logged value, one row each; also those that W&B's step rule leaves out.
 --     key     as logged; of a nested dict `outer.inner`. An empty dict is nothing, as it is to W&B
 --     value   the number, NaN and the infinities included; 1 or 0 for a bool; NULL for anything else
 --     int     the same without rounding, where an integer was logged that fits
 --     text    a string; `true` or `false`; a list as JSON; an integer beyond BIGINT in full
 -- > SELECT step, value FROM metrics WHERE run_id = 'first' AND key = 'train/loss' ORDER BY writer, seq
-CREATE MACRO internal.metrics_of(runs) AS TABLE
+-- > SELECT run_id, key, count(*), max(step) FROM metrics_of(['first', 'second']) GROUP BY ALL
+CREATE MACRO metrics_of(runs) AS TABLE
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, seq, step, time, replace(path, chr(31), '.') AS key, value, int, text
 FROM internal.leaf_of(runs);
 
-CREATE VIEW metrics AS FROM internal.metrics_of(NULL);
+CREATE VIEW metrics AS FROM metrics_of(NULL);
 
 -- What each metric came to, by writer: for "the best of each run" without reading every value. Of a sealed segment this is
 -- what its brief says (FORMAT.md), of all else it is computed here, and the two agree; but `sum` and `mean` may in the last digit.
@@ -152,7 +154,7 @@ SELECT run_dir, writer, seq, step, key, coalesce(value, int::DOUBLE)
 FROM internal.events_without_brief_of(runs)
 WHERE kind = 'metrics' AND key IS NOT NULL AND (value IS NOT NULL OR int IS NOT NULL);
 
-CREATE MACRO internal.rollup_of(runs) AS TABLE
+CREATE MACRO internal.rollup_read(runs) AS TABLE
 SELECT run_dir, writer, key, sum(n)::BIGINT AS n, fsum(sum) AS sum, fsum(sum) / nullif(sum(n), 0) AS mean,
     min(min) AS min, arg_min(min_step, {value: min, seq: last_seq}) FILTER (min IS NOT NULL) AS min_step,
     max(max) AS max, arg_min(max_step, {value: -max, seq: last_seq}) FILTER (max IS NOT NULL) AS max_step,
@@ -169,16 +171,21 @@ FROM (
 )
 GROUP BY run_dir, writer, key;
 
-CREATE VIEW rollup AS
+CREATE MACRO rollup_of(runs) AS TABLE
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, * EXCLUDE (run_dir, writer)
-FROM (FROM internal.rollup_of(internal.found()) UNION ALL FROM kept.rollup ANTI JOIN internal.changed USING (run_dir));
+FROM (
+    FROM internal.rollup_read(internal.found_of(runs))
+    UNION ALL FROM kept.rollup ANTI JOIN internal.changed USING (run_dir) WHERE internal.is_among(run_dir, runs)
+);
+
+CREATE VIEW rollup AS FROM rollup_of(NULL);
 
 
 -- What the run was started with: what each piece began with, laid over what was before, and what was set since.
 --     value   JSON; what JSON has no word for is text in it
 -- > SELECT run_id, value FROM config WHERE key = 'lr'
-CREATE MACRO internal.config_of(runs) AS TABLE
+CREATE MACRO internal.config_read(runs) AS TABLE
 SELECT run_dir, item.key AS key, arg_max({json: item.value}, place).json AS value
 FROM (
     SELECT run_dir, place,
@@ -188,11 +195,14 @@ FROM (
 )
 GROUP BY run_dir, item.key;
 
-CREATE VIEW internal.config AS
-FROM internal.config_of(internal.found()) UNION ALL FROM kept.config ANTI JOIN internal.changed USING (run_dir);
+CREATE MACRO internal.config_of(runs) AS TABLE
+FROM internal.config_read(internal.found_of(runs))
+UNION ALL FROM kept.config ANTI JOIN internal.changed USING (run_dir) WHERE internal.is_among(run_dir, runs);
 
-CREATE VIEW config AS
-SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, key, value FROM internal.config;
+CREATE MACRO config_of(runs) AS TABLE
+SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, key, value FROM internal.config_of(runs);
+
+CREATE VIEW config AS FROM config_of(NULL);
 
 
 -- Records that W&B's step rule leaves out: their step was over when they were logged.
@@ -240,7 +250,7 @@ FROM (
 -- asks for (min, max, mean, …) is not applied: ask `metrics` for it.
 --     step    of the row that it is from; NULL if it was set on `run.summary`
 -- > SELECT run_id, value, step FROM summary WHERE key = 'train/accuracy' ORDER BY value DESC
-CREATE MACRO internal.summary_of(runs) AS TABLE
+CREATE MACRO internal.summary_read(runs) AS TABLE
 SELECT run_dir, replace(path, chr(31), '.') AS key, last.json AS json, last.mark AS mark,
     last.step AS step, last.time AS time
 FROM (
@@ -264,14 +274,17 @@ WHERE NOT last.is_deleted AND last.json IS NOT NULL
 GROUP BY run_dir, path, said_at, last
 HAVING NOT coalesce(bool_or(CASE WHEN node = path THEN said_below > said_at ELSE said_here > said_at END), false);
 
-CREATE VIEW internal.summary AS
-FROM internal.summary_of(internal.found()) UNION ALL FROM kept.summary ANTI JOIN internal.changed USING (run_dir);
+CREATE MACRO internal.summary_of(runs) AS TABLE
+FROM internal.summary_read(internal.found_of(runs))
+UNION ALL FROM kept.summary ANTI JOIN internal.changed USING (run_dir) WHERE internal.is_among(run_dir, runs);
 
-CREATE VIEW summary AS
+CREATE MACRO summary_of(runs) AS TABLE
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, key,
     internal.number_of(json, mark) AS value, internal.int_of(json) AS int,
     internal.text_of(json, mark) AS text, step, time
-FROM internal.summary;
+FROM internal.summary_of(runs);
+
+CREATE VIEW summary AS FROM summary_of(NULL);
 
 
 -- Episodes.
@@ -290,17 +303,17 @@ SELECT run_dir, writer, seq, time, kind, step, CASE WHEN json IS NOT NULL THEN i
     policy_version: policy_version, stop_reason: stop_reason, started_us: started_us, duration_s: duration_s, exception: exception, info: info::JSON} END
 FROM internal.sealed_trajectories_of(runs);
 
-CREATE VIEW internal.trajectories AS FROM internal.trajectories_of(NULL);
-
-CREATE VIEW trajectories AS
+CREATE MACRO trajectories_of(runs) AS TABLE
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, seq, step, time, data.id AS id, data."group" AS "group", data.reward AS reward,
     data.advantage AS advantage, data.rewards AS rewards, len(data.turns) AS n_turns, len(data.token_ids) AS n_tokens,
     data.prompt_tokens AS prompt_tokens, data.completion_tokens AS completion_tokens,
     internal.moment(data.started_us) AS started, data.duration_s AS duration_s, data.exception AS exception,
     data.policy_version AS policy_version, data.stop_reason AS stop_reason, data.metrics AS metrics, data.info AS info
-FROM internal.trajectories
+FROM internal.trajectories_of(runs)
 WHERE kind = 'trajectory';
+
+CREATE VIEW trajectories AS FROM trajectories_of(NULL);
 
 -- Their turns, one row each; `seq` is the trajectory's, `turn` counts from 0.
 -- > SELECT turn, role, content FROM messages WHERE run_id = 'first' AND trajectory_id = '1.0.0' ORDER BY turn
@@ -310,30 +323,32 @@ SELECT run_dir, writer, seq, data.id AS trajectory_id, step, time, data.info AS 
 FROM internal.trajectories_of(runs)
 WHERE kind = 'trajectory';
 
-CREATE VIEW internal.turns AS FROM internal.turns_of(NULL);
-
-CREATE VIEW messages AS
+CREATE MACRO messages_of(runs) AS TABLE
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, seq, trajectory_id, step, time, turn, message.role AS role, message.content AS content,
     to_json(message.tool_calls) AS tool_calls, message.tool_call_id AS tool_call_id,
     message.prompt_tokens AS prompt_tokens, message.completion_tokens AS completion_tokens, message.duration_s AS duration_s
-FROM internal.turns;
+FROM internal.turns_of(runs);
+
+CREATE VIEW messages AS FROM messages_of(NULL);
 
 -- The tool calls of their turns, one row each; `call` counts from 0 in its turn.
 -- > SELECT name, arguments, error FROM tool_calls WHERE error IS NOT NULL
-CREATE VIEW tool_calls AS
+CREATE MACRO tool_calls_of(runs) AS TABLE
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, seq, trajectory_id, step, time, turn, call, made.id AS id, made.name AS name,
     made.arguments AS arguments, made.result AS result, made.error AS error, made.duration_s AS duration_s
 FROM (
-    SELECT *, unnest(message.tool_calls) AS made, generate_subscripts(message.tool_calls, 1) - 1 AS call FROM internal.turns
+    SELECT *, unnest(message.tool_calls) AS made, generate_subscripts(message.tool_calls, 1) - 1 AS call FROM internal.turns_of(runs)
 );
+
+CREATE VIEW tool_calls AS FROM tool_calls_of(NULL);
 
 
 -- What the machine was busy with: a row for each number of each sample.
 --     key   W&B's name without its `system.`: cpu, memory_percent, gpu.0.gpu, …
 -- > SELECT key, avg(value), max(value) FROM system WHERE run_id = 'first' GROUP BY key
-CREATE VIEW system AS
+CREATE MACRO system_of(runs) AS TABLE
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, seq, time, key, value
 FROM (
@@ -341,21 +356,23 @@ FROM (
         internal.number_of(item.value, internal.mark(as_text, item.key)) AS value
     FROM (
         SELECT run_dir, writer, seq, time, as_text, unnest(internal.items(data)) AS item
-        FROM internal.live_events WHERE kind = 'system'
+        FROM internal.live_events_of(runs) WHERE kind = 'system'
     )
     UNION ALL BY NAME
     SELECT e.run_dir, e.writer, e.seq, head.time, e.key,
         coalesce(e.value, e.int::DOUBLE, internal.number_of(e.json::JSON, e.as_text[1][1])) AS value
-    FROM internal.sealed_events e
-    LEFT JOIN (SELECT run_dir, writer, seq, time FROM internal.sealed_events WHERE kind = 'system' AND nth = 0) head
+    FROM internal.sealed_events_of(runs) e
+    LEFT JOIN (SELECT run_dir, writer, seq, time FROM internal.sealed_events_of(runs) WHERE kind = 'system' AND nth = 0) head
         USING (run_dir, writer, seq)
     WHERE e.kind = 'system' AND e.key IS NOT NULL
 );
 
+CREATE VIEW system AS FROM system_of(NULL);
+
 -- What `run.alert` said.
 --     step   the highest that its writer had logged metrics of by then; NULL before the first
 -- > SELECT run_id, step, title, text FROM alerts WHERE level IN ('WARN', 'ERROR') ORDER BY time
-CREATE MACRO internal.alerts_of(runs) AS TABLE
+CREATE MACRO internal.alerts_read(runs) AS TABLE
 SELECT run_dir, writer, seq, step, time, data ->> 'level' AS level, data ->> 'title' AS title,
     data ->> 'text' AS text, TRY_CAST(data ->> 'wait_s' AS DOUBLE) AS wait_s
 FROM (
@@ -369,42 +386,51 @@ FROM (
 )
 WHERE kind = 'alert';
 
-CREATE VIEW alerts AS
+CREATE MACRO alerts_of(runs) AS TABLE
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, * EXCLUDE (run_dir, writer)
-FROM (FROM internal.alerts_of(internal.found()) UNION ALL FROM kept.alerts ANTI JOIN internal.changed USING (run_dir));
+FROM (
+    FROM internal.alerts_read(internal.found_of(runs))
+    UNION ALL FROM kept.alerts ANTI JOIN internal.changed USING (run_dir) WHERE internal.is_among(run_dir, runs)
+);
+
+CREATE VIEW alerts AS FROM alerts_of(NULL);
 
 -- Where which state was kept (`run.log_checkpoint`): that before `step`. What else was said of it is in `data`.
 -- > SELECT run_id, step, path FROM checkpoints ORDER BY time
 -- > SELECT value AS checkpoint_step, time FROM metrics WHERE run_id = 'first' AND key = 'checkpoint/step'
-CREATE MACRO internal.checkpoints_of(runs) AS TABLE
+CREATE MACRO internal.checkpoints_read(runs) AS TABLE
 SELECT run_dir, writer, seq, coalesce(step, TRY_CAST(data ->> 'step' AS BIGINT)) AS step, time,
     data ->> 'path' AS path, data
 FROM internal.events_of(runs) WHERE kind = 'checkpoint';
 
-CREATE VIEW checkpoints AS
+CREATE MACRO checkpoints_of(runs) AS TABLE
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, * EXCLUDE (run_dir, writer)
 FROM (
-    FROM internal.checkpoints_of(internal.found())
-    UNION ALL FROM kept.checkpoints ANTI JOIN internal.changed USING (run_dir)
+    FROM internal.checkpoints_read(internal.found_of(runs))
+    UNION ALL FROM kept.checkpoints ANTI JOIN internal.changed USING (run_dir) WHERE internal.is_among(run_dir, runs)
 );
+
+CREATE VIEW checkpoints AS FROM checkpoints_of(NULL);
 
 -- What the program printed, a row for each line; `line` counts from 0 in its record.
 --     source   stdout or stderr
 --     text     without its newline, with all other control characters. What was printed without a newline is a row of its
 --              own, and the rest of that line the next one; `records` has the text as it was
 -- > SELECT time, source, text FROM console WHERE run_id = 'first' AND rank = 0 ORDER BY writer, seq, line
-CREATE VIEW console AS
+CREATE MACRO console_of(runs) AS TABLE
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, writer,
     internal.rank_of(writer) AS rank, seq, time, source, unnest(lines) AS text, generate_subscripts(lines, 1) - 1 AS line
 FROM (
     SELECT *, string_split(CASE WHEN ends_with(text, chr(10)) THEN left(text, length(text) - 1) ELSE text END, chr(10)) AS lines
     FROM (
         SELECT run_dir, writer, seq, time, data ->> 'source' AS source, data ->> 'text' AS text
-        FROM internal.console WHERE kind = 'console'
+        FROM internal.console_of(runs) WHERE kind = 'console'
     )
 );
+
+CREATE VIEW console AS FROM console_of(NULL);
 
 -- What was logged as a file or as an artifact, a row for each record; of a name the last one counts.
 --     kind      file or artifact
@@ -414,7 +440,7 @@ FROM (
 --     type, digest, description, metadata, aliases, tags, step   of an artifact
 -- > SELECT name, size, content FROM files WHERE run_id = 'first' AND kind = 'file'
 -- > QUALIFY row_number() OVER (PARTITION BY name ORDER BY time DESC, seq DESC) = 1
-CREATE VIEW files AS
+CREATE MACRO files_of(runs) AS TABLE
 SELECT internal.project_of(f.run_dir) AS project, internal.run_id_of(f.run_dir) AS run_id, f.writer,
     internal.rank_of(f.writer) AS rank, f.seq, f.time, f.kind,
     CASE f.kind WHEN 'file' THEN data ->> 'path' ELSE data ->> 'name' END AS name,
@@ -424,9 +450,29 @@ SELECT internal.project_of(f.run_dir) AS project, internal.run_id_of(f.run_dir) 
     TRY_CAST(data ->> 'step' AS BIGINT) AS step
 FROM (
     SELECT *, CASE kind WHEN 'file' THEN data ->> 'sha256' ELSE data ->> 'manifest' END AS sha256
-    FROM internal.files WHERE kind IN ('file', 'artifact')
+    FROM internal.files_of(runs) WHERE kind IN ('file', 'artifact')
 ) f
-LEFT JOIN internal.runs r USING (run_dir);
+LEFT JOIN internal.runs_asked(runs) r USING (run_dir);
+
+CREATE VIEW files AS FROM files_of(NULL);
+
+
+-- How many records are missing between others, by stream. Seqs have no gaps, so what is not there was there.
+CREATE MACRO internal.lost_of(runs) AS TABLE
+SELECT run_dir, stream, sum(lost)::BIGINT AS lost
+FROM (
+    SELECT run_dir, writer, stream, max(seq) + 1 - count(*) AS lost
+    FROM (
+        SELECT run_dir, writer, seq, 'events' AS stream FROM internal.events_of(runs)
+        UNION ALL SELECT run_dir, writer, seq, 'trajectories' FROM internal.live_trajectories_as_json_of(runs)
+        UNION ALL SELECT run_dir, writer, seq, 'trajectories' FROM internal.sealed_trajectories_of(runs)
+        UNION ALL SELECT run_dir, writer, seq, 'console' FROM internal.console_of(runs)
+        UNION ALL SELECT run_dir, writer, seq, 'files' FROM internal.files_of(runs)
+    )
+    GROUP BY run_dir, writer, stream
+)
+GROUP BY run_dir, stream
+HAVING sum(lost) > 0;
 
 
 -- How far each destination has come, as its cursor says; one row per run and sink.
@@ -442,13 +488,15 @@ LEFT JOIN internal.pieces p ON p.run_dir = c.run_dir AND p.number IS NOT NULL
 LEFT JOIN internal.ends_of(runs) e ON e.run_dir = p.run_dir AND e.writer = p.writer AND e.stream = 'events'
 GROUP BY sink, c.run_dir;
 
-CREATE VIEW sync_state AS
+CREATE MACRO sync_state_of(runs) AS TABLE
 SELECT internal.project_of(r.run_dir) AS project, internal.run_id_of(r.run_dir) AS run_id, c.base_url, coalesce(c.sink_entity, r.entity) AS entity, c.sink_project, c.sink_run_id, c.state,
     n.records, n.acked, n.records - n.acked AS backlog, c.error, c.url, c.finished, c.not_shown,
     internal.moment(c.time_us) AS time
-FROM internal.runs r
+FROM internal.runs_asked(runs) r
 JOIN internal.cursors c USING (run_dir)
-JOIN internal.progress_of(NULL) n USING (run_dir, sink);
+JOIN internal.progress_of(runs) n USING (run_dir, sink);
+
+CREATE VIEW sync_state AS FROM sync_state_of(NULL);
 
 
 -- One row per run.
@@ -465,7 +513,7 @@ CREATE MACRO internal.last_told(kind, data, fact, place) AS
     (arg_max({text: data ->> fact}, place) FILTER (data ->> fact IS NOT NULL OR kind = 'facts' AND json_exists(data, fact))).text;
 
 -- Beside the columns of `runs`: the step and time of its newest metrics, and whether it defined a metric, or set its summary.
-CREATE MACRO internal.facts_of(runs) AS TABLE
+CREATE MACRO internal.facts_read(runs) AS TABLE
 WITH by_piece AS (
     SELECT run_dir, number, arg_max(kind, place) AS last_kind,
         any_value(CASE WHEN kind = 'exit' THEN TRY_CAST(data ->> 'exitcode' AS INTEGER) END) AS exitcode,
@@ -519,23 +567,29 @@ LEFT JOIN pieces p USING (run_dir)
 LEFT JOIN counts c USING (run_dir)
 LEFT JOIN syncs s USING (run_dir);
 
-CREATE VIEW internal.facts AS
-FROM internal.facts_of(internal.found()) UNION ALL FROM kept.facts ANTI JOIN internal.changed USING (run_dir);
+CREATE MACRO internal.facts_of(runs) AS TABLE
+FROM internal.facts_read(internal.found_of(runs))
+UNION ALL FROM kept.facts ANTI JOIN internal.changed USING (run_dir) WHERE internal.is_among(run_dir, runs);
 
 -- The config and the summary of each run as objects.
-CREATE VIEW internal.objects AS
+CREATE MACRO internal.objects_of(runs) AS TABLE
 SELECT run_dir, coalesce(config, '{}') AS config, coalesce(summary, '{}') AS summary
 FROM internal.found_runs
 LEFT JOIN (
-    SELECT run_dir, json_group_object(key, value) AS config FROM internal.config_of(internal.found()) GROUP BY run_dir
+    SELECT run_dir, internal.object(key, value) AS config
+    FROM internal.config_read(internal.found_of(runs)) GROUP BY run_dir
 ) USING (run_dir)
 LEFT JOIN (
-    SELECT run_dir, json_group_object(key, json) AS summary FROM internal.summary_of(internal.found()) GROUP BY run_dir
+    SELECT run_dir, internal.object(key, json) AS summary
+    FROM internal.summary_read(internal.found_of(runs)) GROUP BY run_dir
 ) USING (run_dir)
-UNION ALL FROM kept.objects ANTI JOIN internal.changed USING (run_dir);
+WHERE internal.is_among(run_dir, runs)
+UNION ALL FROM kept.objects ANTI JOIN internal.changed USING (run_dir) WHERE internal.is_among(run_dir, runs);
 
-CREATE VIEW runs AS
+CREATE MACRO runs_of(runs) AS TABLE
 SELECT internal.project_of(run_dir) AS project, internal.run_id_of(run_dir) AS run_id, name, state, tags, "group", job_type,
     notes, started, last_time, duration_s, steps, last_step, records, trajectories, pieces, acked, backlog, config, summary,
     host, entity, path
-FROM internal.facts JOIN internal.objects USING (run_dir);
+FROM internal.facts_of(runs) JOIN internal.objects_of(runs) USING (run_dir);
+
+CREATE VIEW runs AS FROM runs_of(NULL);

@@ -68,6 +68,15 @@ def test_what_was_logged_is_there_at_the_next_query(tmp_path: Path) -> None:
     assert second == [0.5, 0.25]
 
 
+def test_what_is_configured_and_came_to_the_same_is_the_same_text(tmp_path: Path) -> None:
+    for number in range(12):
+        config = {f"key{(number + n) % 12}": (number + n) % 12 for n in range(12)}
+        handmade_run(tmp_path, f"run{number}", config=config).log(step=0, **config)
+    con = analysis.connect(tmp_path)
+
+    assert ask(con, "SELECT count(DISTINCT config), count(DISTINCT summary) FROM runs") == [(1, 1)]
+
+
 def test_new_segments_pieces_and_runs_are_there_after_a_refresh(tmp_path: Path) -> None:
     run = handmade_run(tmp_path)
     con = analysis.connect(tmp_path)

@@ -18,7 +18,7 @@ import pytest
 
 import analysis
 import eventlog
-from analysis import index
+from analysis import index, naming
 from eventlog.cursor import Cursor, Sink, save
 from eventlog.reader import find_runs
 from eventlog.seal import clean, seal
@@ -140,6 +140,35 @@ def test_every_view_and_macro_says_of_kept_runs_what_their_logs_say(
     assert answers(analysis.connect(root), views) == before
 
 
+@pytest.mark.parametrize("form", ["live", "sealed"])
+def test_a_view_of_some_runs_is_the_view_where_the_id_is_theirs(
+    root: Path, tmp_path: Path, form: str
+) -> None:
+    log_everything(root, tmp_path / "files")
+    finished(root, "twin", "another", lr=3)
+    finished(root, "plain")
+    if form == "sealed":
+        for run_dir in find_runs(root):
+            seal(run_dir)
+            clean(run_dir)
+    for run_dir in find_runs(root):
+        acknowledge(run_dir, 2)
+    at_rest(root)
+    analysis.connect(root)
+    # Of one run with the id something is kept, of the other nothing.
+    finished(root, "twin", "demo", lr=2)
+    con = analysis.connect(root)
+    assert kept(root) == {"another/twin", "demo/everything", "demo/plain"}
+
+    for view in naming.views(con):
+        for ids in ("['twin', 'everything']", "['twin']", "['plain']", "['nobody']", "[]"):
+            some, filtered = f"FROM {view}_of({ids})", f"FROM {view} WHERE list_contains({ids}, run_id)"
+            assert sorted(map(repr, ask(con, some))) == sorted(map(repr, ask(con, filtered))), (view, ids)
+        if view not in ("console", "system", "tool_calls"):
+            assert ask(con, f"FROM {view}_of(['twin', 'everything'])"), view
+        assert len(ask(con, f"FROM {view}_of(NULL)")) == len(ask(con, f"FROM {view}"))
+
+
 def test_what_is_asked_of_all_kept_runs_opens_no_log(root: Path) -> None:
     for number in range(5):
         finished(root, f"run{number}", lr=number)
@@ -226,6 +255,43 @@ def test_only_what_was_at_rest_and_is_closed_is_kept(root: Path) -> None:
     assert len(ask(con, "FROM runs")) == 5
     with pytest.warns(UserWarning, match="is damaged"):
         analysis.connect(root)
+
+
+def test_a_run_that_lost_records_is_looked_at_each_time_and_makes_no_new_index(root: Path) -> None:
+    finished(root, "whole")
+    hurt = finished(root, "hurt")
+    hurt.overwrite(hurt.offset_of(2) + 30, b"\x00\x00")
+    torn = handmade_run(root, "torn")
+    torn.log(step=0, loss=1.0)
+    torn.cut(torn.segment.stat().st_size - 3)
+    torn.die()
+    at_rest(root)
+    analysis.connect(root)
+    written = index._path(root).stat().st_ino
+
+    for _ in range(2):
+        con = analysis.connect(root)
+        assert {run.run_dir: run.is_damaged for run in index.attach(duckdb.connect(), root).values()} == {
+            "demo/whole": False,
+            "demo/hurt": True,
+            "demo/torn": False,
+        }
+        assert index._path(root).stat().st_ino == written
+        assert ask(con, "SELECT run_id FROM runs ORDER BY 1") == ["hurt", "torn", "whole"]
+        assert analysis.passed_over(con) == {"demo/hurt": ["events"]}
+        assert answers(con) == looked_at_anew(root)
+
+    finished(root, "another")
+    at_rest(root)
+    analysis.connect(root)
+    assert index.attach(duckdb.connect(), root)["demo/hurt"].is_damaged
+    looking = duckdb.connect()
+    index.attach(looking, root)
+    assert ask(looking, "SELECT run_dir FROM kept.facts ORDER BY 1") == [
+        "demo/another",
+        "demo/torn",
+        "demo/whole",
+    ]
 
 
 def test_new_runs_join_those_that_are_kept(root: Path) -> None:
@@ -346,7 +412,7 @@ KEEP = """
 import sys
 from pathlib import Path
 import analysis
-from analysis import index
+from analysis import index, naming
 index.WORTH_RUNS, index._BATCH_RUNS = 1, 1
 def told(done, of):
     print(done, flush=True)

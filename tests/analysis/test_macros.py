@@ -21,6 +21,7 @@ import pytest
 
 import analysis
 import eventlog
+from analysis import naming
 from eventlog.seal import clean, seal
 from tests.analysis.test_connect import ask
 from tests.logs import HandmadePiece, handmade_run
@@ -195,12 +196,7 @@ def test_every_example_runs(con: duckdb.DuckDBPyConnection, example: str) -> Non
 
 
 def test_every_view_and_macro_has_an_example(con: duckdb.DuckDBPyConnection) -> None:
-    names = ask(
-        con,
-        """SELECT view_name FROM duckdb_views() WHERE schema_name = 'main' AND NOT internal UNION
-        SELECT function_name FROM duckdb_functions() WHERE schema_name = 'main' AND NOT internal
-        AND function_type = 'table_macro'""",
-    )
+    names = [*naming.views(con), *(name for name, _ in naming.macros(con)), "metrics_of"]
 
     shown = set(re.findall(r"\w+", " ".join(re.findall(r"FROM \w+", " ".join(examples())))))
 

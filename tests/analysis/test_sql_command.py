@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 import eventlog
 from analysis.cli import main
+from tests.logs import handmade_run
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +176,57 @@ def test_damage_is_counted_and_says_where_to_look(root: Path, tmp_path: Path) ->
     assert result.stderr == (
         "analysis: demo/hurt: 2 damaged records are left out. `eventlog verify demo/hurt` says where.\n"
     )
+
+
+def three_hurt(root: Path) -> dict[str, Path]:
+    """Log runs of which `hurt` has lost two records, `torn` nothing but what was being written, and `whole` nothing."""
+    segments = {}
+    for run_id in ("hurt", "torn", "whole"):
+        run = handmade_run(root, run_id)
+        for step in range(4):
+            run.log(step=step, x=step + 0.5)
+        if run_id == "hurt":
+            for seq in (2, 3):
+                run.overwrite(run.offset_of(seq) + 30, b"\x00\x00")
+        elif run_id == "torn":
+            run.cut(run.segment.stat().st_size - 7)
+        run.die()
+        segments[run_id] = run.segment
+    return segments
+
+
+HURT = "analysis: demo/hurt: 2 damaged records are left out. `eventlog verify demo/hurt` says where.\n"
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("SELECT count(*) FROM metrics", HURT),
+        ("SELECT count(*) FROM metrics WHERE run_id = 'hurt'", HURT),
+        ("SELECT count(*) FROM metrics WHERE run_id <> 'hurt'", ""),
+        ("FROM curve('whole', 'x')", ""),
+        ("FROM summary", HURT),
+        ("FROM trajectories", ""),
+        ("CREATE TABLE x AS FROM metrics; SELECT 1", HURT),
+    ],
+)
+def test_a_query_that_comes_upon_damage_says_how_much_and_of_which_run(
+    tmp_path: Path, query: str, said: str
+) -> None:
+    three_hurt(tmp_path)
+
+    result = call(tmp_path, query, "--format", "csv")
+
+    assert result.exit_code == 0
+    assert result.stderr == said
+
+
+def test_damage_is_said_when_the_answer_is_a_parquet_file_and_once_with_verify(tmp_path: Path) -> None:
+    three_hurt(tmp_path / "root")
+    output = str(tmp_path / "x.parquet")
+
+    assert call(tmp_path / "root", "FROM metrics", "-o", output).stderr == HURT
+    assert call(tmp_path / "root", "FROM metrics", "--verify").stderr == HURT
 
 
 def test_a_pipe_that_closes_early_ends_the_command_without_a_traceback(root: Path) -> None:

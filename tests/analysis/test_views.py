@@ -127,29 +127,34 @@ def three_runs(root: Path) -> None:
         run.die()
 
 
+OF_B = ["{view} WHERE run_id = 'b'", "{view}_of(['b'])", "{view}_of(['nobody', 'b'])"]
+
+
+@pytest.mark.parametrize("of_b", OF_B)
 @pytest.mark.parametrize("view", VIEWS)
-def test_of_one_run_no_other_is_read(tmp_path: Path, view: str) -> None:
+def test_of_one_run_no_other_is_read(tmp_path: Path, view: str, of_b: str) -> None:
     three_runs(tmp_path)
     con = analysis.connect(tmp_path)
     for file in [f for run_id in ("a", "c") for f in (tmp_path / "demo" / run_id).rglob("*.jsonl")]:
         os.truncate(file, 200 * 1024 * 1024)
 
-    rows = ask(con, f"SELECT * FROM {view} WHERE run_id = 'b'")
+    rows = ask(con, f"SELECT * FROM {of_b.format(view=view)}")
 
     assert len(rows) == 1
     with pytest.raises(duckdb.Error, match="maximum_object_size"):
         ask(con, f"SELECT * FROM {view}")
 
 
+@pytest.mark.parametrize("of_b", OF_B)
 @pytest.mark.parametrize("view", VIEWS)
-def test_of_one_sealed_run_no_other_is_read(tmp_path: Path, view: str) -> None:
+def test_of_one_sealed_run_no_other_is_read(tmp_path: Path, view: str, of_b: str) -> None:
     three_runs(tmp_path)
     seal_all(tmp_path, removes=True)
     con = analysis.connect(tmp_path)
     for file in (tmp_path / "demo" / "c" / "main-0001").rglob("*-*"):
         file.write_bytes(b"x" * 1000)
 
-    rows = ask(con, f"SELECT * FROM {view} WHERE run_id = 'b'")
+    rows = ask(con, f"SELECT * FROM {of_b.format(view=view)}")
 
     assert len(rows) == 1
 

@@ -100,7 +100,7 @@ def test_killed_at_any_call_it_loses_nothing_and_the_next_one_ends_it(root: Path
         assert sealer.seal(run_dir, kill_at) is None
 
     assert all(list(read(run_dir)) == whole for run_dir in killed.values())
-    asked = "SELECT run_dir, count(*), sum(value), count(DISTINCT seq) FROM internal.leaf WHERE path = 'x' GROUP BY ALL"
+    asked = "SELECT run_dir, count(*), sum(value), count(DISTINCT seq) FROM internal.leaf_of(NULL) WHERE path = 'x' GROUP BY ALL"
     xs = [record.data["x"] for record in whole if record.kind == "metrics"]
     found = {run_dir: rest for run_dir, *rest in analysis.connect(root / "runs").execute(asked).fetchall()}
     assert found == {f"demo/{run_dir.name}": [len(xs), sum(xs), len(xs)] for run_dir in killed.values()}
