@@ -77,7 +77,7 @@ def connect(
     looked_ns = time.time_ns()
     found = _load(con, asked)
     if not verify:
-        new = [run_dir for run_dir in index.settled(found.catalog) if run_dir not in found.damaged]
+        new = [run_dir for run_dir in index.settled(found.catalog, looked_ns) if run_dir not in found.damaged]
         if index.is_worth_it(len(new), len(asked.kept) - found.n_changed) and index.keep(
             con, asked.root, found.sources, new, found.damaged, looked_ns, progress
         ):

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from importlib.resources import files
@@ -45,8 +44,6 @@ _WORTH_PART = 0.01
 # A file system may tell the time in steps of two seconds; a server's clock may be a little off.
 _AT_REST_NS = 5_000_000_000
 _BATCH_RUNS = 256
-# What is being made is not so old.
-_LEFT_S = 3600.0
 _COMPUTED = ("config", "summary", "rollup", "alerts", "checkpoints", "facts")
 _TABLES = ("runs", "pieces", "segments", "cursors", *_COMPUTED, "objects")
 _RUN_COLUMNS = ("run_dir", "path", "project", "run_id", "entity", "dirs", "mark", "files", "is_damaged")
@@ -68,8 +65,8 @@ class KeptRun(NamedTuple):
 
 def attach(con: duckdb.DuckDBPyConnection, root: Path | None) -> dict[str, KeptRun]:
     """Attach what is kept of this root as `kept`, an empty one if nothing is; return its runs by their directory."""
-    path = _path(root) if root else None
-    if path and os.path.exists(path):
+    path = cached.find(_name(root)) if root else None
+    if path:
         try:
             con.execute(f"ATTACH {literal(str(path))} AS kept (READ_ONLY)")
             rows = con.execute(
@@ -77,7 +74,7 @@ def attach(con: duckdb.DuckDBPyConnection, root: Path | None) -> dict[str, KeptR
             ).fetchall()
             return {row[0]: row for row in map(KeptRun._make, rows)}
         except duckdb.Error:
-            # Written by a machine that then lost its power, or by nobody: it will be made anew.
+            # Replaced since it was found, or by who has another idea of it: it will be made anew.
             with suppress(duckdb.Error):
                 con.execute("DETACH DATABASE IF EXISTS kept")
     con.execute("ATTACH ':memory:' AS kept")
@@ -115,15 +112,29 @@ def mark_of(path: str, dirs: str) -> int:
     return mark
 
 
-def settled(catalog: Catalog) -> list[str]:
-    """Return the run directories, in order, that will say nothing new."""
+def settled(catalog: Catalog, looked_ns: int) -> list[str]:
+    """Return the run directories, in order, that will say nothing new; `looked_ns` is when the catalog began to look."""
+    writers: dict[str, list[str]] = {}
+    for piece in catalog.pieces:
+        writers.setdefault(piece.run_dir, []).append(piece.writer)
     is_open = {piece.run_dir for piece in catalog.pieces if not piece.is_closed}
-    has_pieces = {piece.run_dir for piece in catalog.pieces}
     return [
         run.run_dir
         for run in catalog.runs
-        if run.run_dir in has_pieces and run.run_dir not in is_open and run.run_dir not in catalog.noticed
+        if run.run_dir in writers
+        and run.run_dir not in is_open
+        and run.run_dir not in catalog.noticed
+        and _was_at_rest(run.path, writers[run.run_dir], looked_ns)
     ]
+
+
+def _was_at_rest(path: str, names: Iterable[str], looked_ns: int) -> bool:
+    """Whether a run's directory and these in it were left alone for some seconds before, and are still."""
+    try:
+        newest_ns = max(os.stat(f"{path}/{name}").st_mtime_ns for name in ("", *names))
+    except OSError:
+        return False
+    return newest_ns < looked_ns - _AT_REST_NS
 
 
 def is_worth_it(new: int, kept: int) -> bool:
@@ -150,9 +161,8 @@ def keep(
 
     `looked_ns` is when the catalog began to look.  Raises nothing but what an interruption raises.
     """
-    path = _path(root)
     try:
-        with cached.writing(con, path, "fresh"):
+        with cached.writing(con, _name(root), "fresh"):
             # Of each of many queries one bar: `progress` is told of all.
             con.execute("SET enable_progress_bar = false")
             try:
@@ -171,11 +181,6 @@ def keep(
     except (OSError, duckdb.Error):
         # No room, no right, or a segment that was sealed meanwhile: the next connection tries again.
         return False
-    for other in [*path.parent.glob(f"{_name(root)}-*.duckdb"), *path.parent.glob(f".{_name(root)}-*")]:
-        # Of another version, or left by who was killed meanwhile.
-        with suppress(OSError):
-            if other != path and (other.suffix == ".duckdb" or time.time() - other.stat().st_mtime > _LEFT_S):
-                other.unlink()
     return True
 
 
@@ -218,8 +223,7 @@ def _add(
             dirs = f"{writers}/{SYNC_DIR}" if os.path.isdir(f"{path}/{SYNC_DIR}") else writers
             # After all that was read of it: what changed meanwhile, or may have, is not believed.
             mark = mark_of(path, dirs)
-            newest_ns = max(os.stat(f"{path}/{name}").st_mtime_ns for name in ("", *dirs.split("/")))
-            if newest_ns < looked_ns - _AT_REST_NS:
+            if _was_at_rest(path, dirs.split("/"), looked_ns):
                 names = orjson.dumps(sources.get(run_dir, {})).decode()
                 values = (run_dir, path, project, run_id, entity, dirs, mark, names, run_dir in damaged)
                 rows.append(dict(zip(_RUN_COLUMNS, values, strict=True)))
@@ -236,10 +240,6 @@ def _add(
 
 def _list(values: Iterable[str]) -> str:
     return f"[{', '.join(map(literal, sorted(values)))}]"
-
-
-def _path(root: Path) -> Path:
-    return cached.path_of(_name(root))
 
 
 def _name(root: Path) -> str:

@@ -8,10 +8,8 @@ Invariants
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from importlib.resources import files
-from pathlib import Path
 
 import duckdb
 
@@ -21,8 +19,7 @@ from analysis.sqltext import literal
 
 def make(con: duckdb.DuckDBPyConnection) -> None:
     """Make all that does not depend on what is below a root; `kept` is attached, and the functions are there."""
-    path = cached.path_of("schema")
-    if os.path.exists(path):
+    if path := cached.find("schema"):
         try:
             con.execute(f"ATTACH {literal(str(path))} AS template (READ_ONLY)")
             con.execute("COPY FROM DATABASE template TO memory (SCHEMA); DETACH template")
@@ -31,7 +28,7 @@ def make(con: duckdb.DuckDBPyConnection) -> None:
             with suppress(duckdb.Error):
                 con.execute("DETACH DATABASE IF EXISTS template")
     _make_from_text(con)
-    _save(con, path)
+    _save(con)
 
 
 def _make_from_text(con: duckdb.DuckDBPyConnection) -> None:
@@ -43,9 +40,9 @@ def _make_from_text(con: duckdb.DuckDBPyConnection) -> None:
     _run(con, "macros.sql")
 
 
-def _save(con: duckdb.DuckDBPyConnection, path: Path) -> None:
+def _save(con: duckdb.DuckDBPyConnection) -> None:
     # Who cannot save it makes it again the next time.
-    with suppress(OSError, duckdb.Error), cached.writing(con, path, "template"):
+    with suppress(OSError, duckdb.Error), cached.writing(con, "schema", "template"):
         con.execute("COPY FROM DATABASE memory TO template (SCHEMA)")
 
 

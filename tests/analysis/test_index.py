@@ -18,7 +18,7 @@ import pytest
 
 import analysis
 import eventlog
-from analysis import index, naming
+from analysis import cached, index, naming
 from eventlog.cursor import Cursor, Sink, save
 from eventlog.reader import find_runs
 from eventlog.seal import clean, seal
@@ -62,6 +62,10 @@ def finished(root: Path, run_id: str, project: str = "demo", **config: Any) -> H
     return run
 
 
+def index_of(root: Path) -> Path | None:
+    return cached.find(index._name(root))
+
+
 def kept(root: Path) -> set[str]:
     con = duckdb.connect()
     return set(index.attach(con, root))
@@ -83,7 +87,7 @@ def looked_at_anew(root: Path, views: list[str] = KEPT) -> dict[str, list[str]]:
     """The answers of a connection that keeps nothing and has nothing kept."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index, "WORTH_RUNS", 1_000_000)
-        patch.setattr(index, "_path", lambda root: Path("/no/such/index"))
+        patch.setattr(cached, "find", lambda name: None)
         return answers(analysis.connect(root), views)
 
 
@@ -267,7 +271,7 @@ def test_a_run_that_lost_records_is_looked_at_each_time_and_makes_no_new_index(r
     torn.die()
     at_rest(root)
     analysis.connect(root)
-    written = index._path(root).stat().st_ino
+    written = index_of(root)
 
     for _ in range(2):
         con = analysis.connect(root)
@@ -276,7 +280,7 @@ def test_a_run_that_lost_records_is_looked_at_each_time_and_makes_no_new_index(r
             "demo/hurt": True,
             "demo/torn": False,
         }
-        assert index._path(root).stat().st_ino == written
+        assert index_of(root) == written
         assert ask(con, "SELECT run_id FROM runs ORDER BY 1") == ["hurt", "torn", "whole"]
         assert analysis.passed_over(con) == {"demo/hurt": ["events"]}
         assert answers(con) == looked_at_anew(root)
@@ -292,6 +296,20 @@ def test_a_run_that_lost_records_is_looked_at_each_time_and_makes_no_new_index(r
         "demo/torn",
         "demo/whole",
     ]
+
+
+def test_runs_whose_times_lie_ahead_are_looked_at_each_time_and_make_no_new_index(root: Path) -> None:
+    finished(root, "old")
+    at_rest(root)
+    analysis.connect(root)
+    written = index_of(root)
+    finished(root, "ahead")
+    for path in [root / "demo" / "ahead", *(root / "demo" / "ahead").rglob("*")]:
+        os.utime(path, (time.time() + 86400, time.time() + 86400))
+
+    assert ask(analysis.connect(root), "SELECT run_id FROM runs ORDER BY 1") == ["ahead", "old"]
+    assert index_of(root) == written
+    assert kept(root) == {"demo/old"}
 
 
 def test_new_runs_join_those_that_are_kept(root: Path) -> None:
@@ -318,7 +336,7 @@ def test_few_runs_are_not_worth_an_index(root: Path, monkeypatch: pytest.MonkeyP
     analysis.connect(root)
 
     assert kept(root) == set()
-    assert not index._path(root).exists()
+    assert index_of(root) is None
 
 
 def break_at(fraction: float) -> Callable[[Path], object]:
@@ -329,10 +347,17 @@ def break_at(fraction: float) -> Callable[[Path], object]:
     return breaks
 
 
+def flipped(content: bytes, fraction: float) -> bytes:
+    at = int(len(content) * fraction)
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
 BROKEN: dict[str, Callable[[Path], object]] = {
     "empty": break_at(0),
     "cut at its head": break_at(0.01),
     "cut in the middle": break_at(0.5),
+    "a bit in it": lambda path: path.write_bytes(flipped(path.read_bytes(), 0.7)),
+    "a bit at its end": lambda path: path.write_bytes(flipped(path.read_bytes(), 0.999)),
     "something else": lambda path: path.write_bytes(b"x" * 10_000),
     "a directory": lambda path: (path.unlink(), path.mkdir()),
 }
@@ -347,9 +372,9 @@ def test_a_broken_cache_costs_time_and_nothing_else(
     finished(root, "one")
     at_rest(root)
     before = answers(analysis.connect(root))
-    (cached,) = (tmp_path / "cache").glob(f"{what}-*")
+    (path,) = (tmp_path / "cache").glob(f"{what}-*")
 
-    BROKEN[broken](cached)
+    BROKEN[broken](path)
 
     assert answers(analysis.connect(root)) == before
     assert answers(analysis.connect(root)) == before
@@ -398,21 +423,47 @@ def test_an_index_is_for_its_user_only(root: Path, tmp_path: Path, monkeypatch: 
     finally:
         os.umask(old)
 
-    (cached,) = (tmp_path / "cache").glob("runs-*")
-    assert cached.stat().st_mode & 0o777 == 0o600
-    assert cached.parent.stat().st_mode & 0o777 == 0o700
+    for path in (tmp_path / "cache").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("what", ["runs", "schema"])
+@pytest.mark.parametrize("how", ["another's", "others may write", "a link"])
+def test_what_others_could_have_written_is_not_opened(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, what: str
+) -> None:
+    monkeypatch.setenv("TIDELOG_CACHE_DIR", str(tmp_path / "cache"))
+    finished(root, "one", lr=1)
+    at_rest(root)
+    before = answers(analysis.connect(root))
+    (path,) = (tmp_path / "cache").glob(f"{what}-*")
+    name = "schema" if what == "schema" else index._name(root)
+    assert cached.find(name) == path
+
+    if how == "others may write":
+        path.chmod(0o620)
+    elif how == "a link":
+        path.rename(tmp_path / "planted")
+        path.symlink_to(tmp_path / "planted")
+    else:
+        # To root's processes root's files are their own; seen from another user's, so is this one.
+        monkeypatch.setattr(os, "geteuid", lambda: 4_000_000)
+        os.chown(path, 1234, 1234)
+
+    assert cached.find(name) is None
+    assert answers(analysis.connect(root)) == before
 
 
 def being_made(root: Path) -> list[Path]:
-    path = index._path(root)
-    return list(path.parent.glob(f".{path.name}.*"))
+    return list(cached.cache_dir().glob(f".{index._name(root)}-*"))
 
 
 KEEP = """
 import sys
 from pathlib import Path
 import analysis
-from analysis import index, naming
+from analysis import cached, index, naming
 index.WORTH_RUNS, index._BATCH_RUNS = 1, 1
 def told(done, of):
     print(done, flush=True)
