@@ -32,9 +32,9 @@ import duckdb
 from analysis import index, schema
 from analysis.catalog import Catalog, committed_seq, damaged_lines, look
 from analysis.index import KeptRun, Progress
+from analysis.pivot import pivoted
 from analysis.rows import fill
 from analysis.sources import Files, SourcesOfRun, define, sources_of
-from analysis.sqltext import identifier, literal
 from eventlog.roots import root_of
 from eventlog.segment import STREAMS
 
@@ -126,21 +126,11 @@ def history(con: duckdb.DuckDBPyConnection, run: str) -> duckdb.DuckDBPyRelation
     ).fetchall()
     if not keys:
         return con.sql("SELECT NULL::VARCHAR AS project, NULL::BIGINT AS step WHERE false")
-    # By number: two keys may differ in capitals alone, and one may be called `step`.
-    numbers = ", ".join(str(n) for n in range(len(keys)))
-    names = ", ".join(f"({n}, {literal(key)})" for n, (key, _) in enumerate(keys))
-    columns = ", ".join(
-        (f'coalesce("{n}".text, "{n}".value::VARCHAR)' if is_text else f'"{n}".value')
-        + f" AS {identifier(key)}"
-        for n, (key, is_text) in enumerate(keys)
-    )
-    return con.sql(
-        f"""SELECT project, step, {columns} FROM (
-            PIVOT (SELECT project, step, place, n, cell FROM ({logged}) JOIN (VALUES {names}) names (n, key) USING (key))
-            ON n IN ({numbers}) USING arg_max(cell, place) GROUP BY project, step
-        ) wide ORDER BY wide.project, wide.step""",
-        params={"run": run},
-    )
+    columns = [
+        (key, "coalesce({cell}.text, {cell}.value::VARCHAR)" if is_text else "{cell}.value")
+        for key, is_text in keys
+    ]
+    return con.sql(pivoted(logged, ["project", "step"], columns), params={"run": run})
 
 
 @dataclass(eq=False)

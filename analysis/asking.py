@@ -192,6 +192,21 @@ def execute(
         con.execute(query, mine)
 
 
+def rows_of(
+    con: duckdb.DuckDBPyConnection, runs: Sequence[Run], query: str
+) -> Iterator[tuple[Run, tuple[Any, ...]]]:
+    """Yield a row of these runs after the other, with whose it is; of the query the first columns are project and run_id.
+
+    In it `$ids` are the ids of these runs, for a macro such as `config_of`.
+    """
+    execute(con, query, {"ids": [run.run_id for run in runs]})
+    named = {(run.project, run.run_id): run for run in runs}
+    for project, run_id, *row in con.fetchall():
+        # The id may be that of a run of another project, too.
+        if run := named.get((project, run_id)):
+            yield run, tuple(row)
+
+
 def looked_again(con: duckdb.DuckDBPyConnection) -> bool:
     """Look below the root again; False if the connection is over a pack, which stays what it is."""
     from analysis import refresh

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from analysis.asking import execute
+from analysis.asking import rows_of
 from analysis.naming import Run
 
 if TYPE_CHECKING:
@@ -50,20 +50,13 @@ def differs(values: Mapping[Run, Any], runs: Sequence[Run]) -> bool:
 
 def compare(con: duckdb.DuckDBPyConnection, runs: list[Run]) -> Comparison:
     comparison = Comparison(runs)
-    for run in runs:
-        of_run = [run.project, run.run_id]
-        con.execute("SELECT key, value FROM config WHERE project = ? AND run_id = ?", of_run)
-        for key, value in con.fetchall():
-            for path, inner in _flat(key, None if value is None else orjson.loads(value)):
-                comparison.config.setdefault(path, {})[run] = inner
-        execute(
-            con,
-            "SELECT key, value, int, text FROM summary WHERE project = $project AND run_id = $run_id",
-            {"project": run.project, "run_id": run.run_id},
-        )
-        for key, value, whole, text in con.fetchall():
-            known = next((each for each in (text, whole, value) if each is not None), None)
-            comparison.metrics.setdefault(key, {})[run] = known
+    for run, (key, value) in rows_of(con, runs, "SELECT project, run_id, key, value FROM config_of($ids)"):
+        for path, inner in _flat(key, None if value is None else orjson.loads(value)):
+            comparison.config.setdefault(path, {})[run] = inner
+    last = "SELECT project, run_id, key, text, int, value FROM summary_of($ids)"
+    for run, (key, *values) in rows_of(con, runs, last):
+        known = next((each for each in values if each is not None), None)
+        comparison.metrics.setdefault(key, {})[run] = known
     comparison.config = dict(sorted(comparison.config.items()))
     comparison.metrics = dict(sorted(comparison.metrics.items()))
     return comparison

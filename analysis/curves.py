@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING
 
 from analysis.asking import execute
 from analysis.naming import Run
-from analysis.sqltext import identifier, literal
+from analysis.pivot import pivoted
+from analysis.sqltext import literal
 
 if TYPE_CHECKING:
     import duckdb
 
-# The last value of each key at each step of one run; `place` orders what was logged.
+# Every value of these runs' histories. One id may be that of runs of several projects.
+_POINTS = """
+SELECT project, run_id, step, time, key, {{value: value, int: int, text: text}} AS cell, (writer, seq) AS place
+FROM metrics_of([{ids}]) WHERE writer LIKE 'main-%' AND (project, run_id) IN ({runs}) AND {keys}
+"""
+# The last value of each key at each step.
 _LAST_AT_STEP = """
-SELECT project, run_id, step, key, max(time) AS time,
-    arg_max({{value: value, int: int, text: text}}, (writer, seq)) AS last
-FROM metrics_of([{run_id}])
-WHERE project = {project} AND writer LIKE 'main-%' AND {keys}
+SELECT project, run_id, step, key, max(time) AS time, arg_max(cell, place) AS last FROM ({points})
 GROUP BY project, run_id, step, key
 """
 
@@ -48,22 +51,24 @@ class Curve:
 
 def read_curves(con: duckdb.DuckDBPyConnection, runs: Sequence[Run], keys: Sequence[str]) -> list[Curve]:
     """Return the curves that there are, by key and then by run; a value that is no number is in none."""
+    execute(
+        con,
+        f"SELECT project, run_id, key, step, epoch(time), last.value FROM ({last_at_step(runs, keys)}) "
+        "WHERE last.value IS NOT NULL AND step IS NOT NULL ORDER BY step",
+    )
+    called = {(run.project, run.run_id): run for run in runs}
     found: dict[tuple[str, Run], list[tuple[int, float, float]]] = {}
-    for run in runs:
-        execute(
-            con,
-            f"SELECT key, step, epoch(time), last.value FROM ({last_at_step(run, keys)}) "
-            "WHERE last.value IS NOT NULL AND step IS NOT NULL ORDER BY step",
-        )
-        rows = con.fetchall()
-        began = min((time for _, _, time, _ in rows), default=0.0)
-        for key, step, time, value in rows:
-            found.setdefault((key, run), []).append((step, time - began, value))
+    began: dict[Run, float] = {}
+    for project, run_id, key, step, time, value in con.fetchall():
+        run = called[project, run_id]
+        began[run] = min(time, began.get(run, time))
+        found.setdefault((key, run), []).append((step, time, value))
     curves = []
     for key in keys:
         for run in runs:
             if points := found.get((key, run)):
-                steps, seconds, values = (list(each) for each in zip(*points, strict=True))
+                steps, times, values = (list(each) for each in zip(*points, strict=True))
+                seconds = [time - began[run] for time in times]
                 curves.append(Curve(run, key, steps, seconds, values))
     return curves
 
@@ -92,54 +97,61 @@ def averaged(values: Sequence[float], weight: float) -> list[float]:
 
 
 def wide(con: duckdb.DuckDBPyConnection, runs: Sequence[Run], keys: Sequence[str]) -> str:
-    """Return the SQL for one row per run and step, and a column per key: a number where all values are, else text."""
+    """Return the SQL for one row per run and step, and a column per key: a number where all values are, else text.
+
+    A row's time is that of its last value.
+    """
+    points = _points(runs, keys)
     columns = []
-    for key, is_whole, is_number in _types(con, runs, keys):
-        last = identifier(key)
-        number = f"coalesce({last}.int::VARCHAR, {last}.value::VARCHAR)"
+    for key, is_whole, is_number in _types(con, points, keys):
+        number = "coalesce({cell}.int::VARCHAR, {cell}.value::VARCHAR)"
         value = (
-            f"{last}.int"
+            "{cell}.int"
             if is_whole
-            else f"{last}.value"
+            else "{cell}.value"
             if is_number
-            else f"coalesce({last}.text, {number})"
+            else f"coalesce({{cell}}.text, {number})"
         )
-        columns.append(f"{value} AS {last}")
-    listed = ", ".join(literal(key) for key in keys)
-    last = " UNION ALL ".join(f"({last_at_step(run, keys)})" for run in runs)
-    return (
-        f"SELECT project, run_id, step, time, {', '.join(columns)} FROM ("
-        f"PIVOT (SELECT * EXCLUDE (time), max(time) OVER (PARTITION BY project, run_id, step) AS time FROM ({last})) "
-        f"ON key IN ({listed}) USING any_value(last) GROUP BY project, run_id, step, time) "
-        "ORDER BY project, run_id, step"
-    )
+        columns.append((key, value))
+    timed = f"SELECT * REPLACE (max(time) OVER (PARTITION BY project, run_id, step) AS time) FROM ({points})"
+    return pivoted(timed, ["project", "run_id", "step", "time"], columns)
 
 
 def long(runs: Sequence[Run], keys: Sequence[str]) -> str:
     """Return the SQL for one row per value, of every writer, as it was logged."""
-    listed = ", ".join(literal(key) for key in keys)
-    of_each = " UNION ALL ".join(
-        f"SELECT * FROM metrics_of([{literal(run.run_id)}]) WHERE project = {literal(run.project)} "
-        f"AND key IN ({listed})"
-        for run in runs
+    return (
+        f"SELECT * FROM metrics_of([{_ids(runs)}]) WHERE (project, run_id) IN ({_named(runs)}) AND {_among(keys)} "
+        "ORDER BY project, run_id, writer, seq, key"
     )
-    return f"SELECT * FROM ({of_each}) ORDER BY project, run_id, writer, seq, key"
 
 
-def _types(
-    con: duckdb.DuckDBPyConnection, runs: Sequence[Run], keys: Sequence[str]
-) -> list[tuple[str, bool, bool]]:
-    of_each = " UNION ALL ".join(f"SELECT key, last.* FROM ({last_at_step(run, keys)})" for run in runs)
+def last_at_step(runs: Sequence[Run], keys: Sequence[str] | None = None) -> str:
+    """Return the SQL for the points of these curves, or of all; `last` is a struct of value, int and text."""
+    return _LAST_AT_STEP.format(points=_points(runs, keys))
+
+
+def _types(con: duckdb.DuckDBPyConnection, points: str, keys: Sequence[str]) -> list[tuple[str, bool, bool]]:
     # A bool is a number and a text, and is written as the text.
     rows = con.execute(
-        f"SELECT key, bool_and(int IS NOT NULL AND text IS NULL), bool_and(value IS NOT NULL AND text IS NULL) "
-        f"FROM ({of_each}) WHERE value IS NOT NULL OR int IS NOT NULL OR text IS NOT NULL GROUP BY key"
+        f"""SELECT key, bool_and(cell.int IS NOT NULL AND cell.text IS NULL),
+            bool_and(cell.value IS NOT NULL AND cell.text IS NULL)
+        FROM ({points}) WHERE cell.value IS NOT NULL OR cell.int IS NOT NULL OR cell.text IS NOT NULL GROUP BY key"""
     ).fetchall()
     types = {key: (is_whole, is_number) for key, is_whole, is_number in rows}
     return [(key, *types.get(key, (False, False))) for key in keys]
 
 
-def last_at_step(run: Run, keys: Sequence[str] | None = None) -> str:
-    """Return the SQL for the points of these curves, or of all; `last` is a struct of value, int and text."""
-    listed = "true" if keys is None else f"key IN ({', '.join(literal(key) for key in keys)})"
-    return _LAST_AT_STEP.format(project=literal(run.project), run_id=literal(run.run_id), keys=listed)
+def _points(runs: Sequence[Run], keys: Sequence[str] | None) -> str:
+    return _POINTS.format(ids=_ids(runs), runs=_named(runs), keys="true" if keys is None else _among(keys))
+
+
+def _ids(runs: Sequence[Run]) -> str:
+    return ", ".join(literal(run.run_id) for run in runs)
+
+
+def _named(runs: Sequence[Run]) -> str:
+    return ", ".join(f"({literal(run.project)}, {literal(run.run_id)})" for run in runs)
+
+
+def _among(keys: Sequence[str]) -> str:
+    return f"key IN ({', '.join(map(literal, keys))})"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from analysis.asking import damage, execute, lost_records
+from analysis.asking import damage, execute, lost_records, rows_of
 from analysis.compare import Comparison, compare
 from analysis.naming import Run, labels
 from analysis.report_charts import points_each
@@ -32,6 +32,21 @@ if TYPE_CHECKING:
     import duckdb
 
 _ALERTS_MAX = 20
+_ALERTS = f"""
+SELECT project, run_id, level, title, text, step, time, count(*) OVER (PARTITION BY project, run_id)
+FROM alerts_of($ids) WHERE level IN ('WARN', 'ERROR')
+QUALIFY row_number() OVER (PARTITION BY project, run_id ORDER BY time DESC, seq DESC) <= {_ALERTS_MAX}
+ORDER BY time DESC, seq DESC
+"""
+_GAPS = """
+SELECT internal.project_of(run_dir), internal.run_id_of(run_dir), sum(TRY_CAST(data ->> 'dropped' AS BIGINT)),
+    string_agg(DISTINCT data ->> 'reason', ', ')
+FROM internal.events_of($ids) WHERE kind = 'gap' GROUP BY run_dir
+"""
+_SYNC = """
+SELECT project, run_id, base_url, url, state, records, acked, backlog, error, not_shown, time
+FROM sync_state_of($ids) ORDER BY base_url
+"""
 # Words in a key that say which way is good. One of the third kind says that neither is.
 _UP = {
     "reward",
@@ -199,25 +214,24 @@ def direction(key: str) -> int:
 
 def _facts(con: duckdb.DuckDBPyConnection, runs: list[Run], drawn: list[Drawn]) -> list[Facts]:
     called = labels(runs)
+    of_runs = """SELECT project, run_id, name, state, tags, notes, started, last_time, duration_s, last_step, records,
+        trajectories, pieces FROM runs_of($ids)"""
+    rows = dict(rows_of(con, runs, of_runs))
     facts = []
     for run in runs:
-        # One by one: of a list of ids, the view would read every run's log.
-        execute(
-            con,
-            "SELECT name, state, tags, notes, started, last_time, duration_s, last_step, records, trajectories, pieces "
-            "FROM runs WHERE project = $project AND run_id = $run_id",
-            {"project": run.project, "run_id": run.run_id},
-        )
-        row = con.fetchone()
-        assert row is not None
-        name, state, tags, *rest = row
+        name, state, tags, *rest = rows[run]
         colour = next(number for number, each in enumerate(drawn) if run in each.runs)
         facts.append(Facts(run, called[run], colour, name, state, tags or [], *rest))
     return facts
 
 
 def _warnings(con: duckdb.DuckDBPyConnection, facts: list[Facts]) -> Iterator[Warned]:
-    lost = lost_records(con, [each.run for each in facts], ["events", "trajectories"])
+    runs = [each.run for each in facts]
+    lost = lost_records(con, runs, ["events", "trajectories"])
+    gaps = dict(rows_of(con, runs, _GAPS))
+    alerts: dict[Run, list[tuple[Any, ...]]] = {}
+    for run, alert in rows_of(con, runs, _ALERTS):
+        alerts.setdefault(run, []).append(alert)
     for each in facts:
         if each.state == "crashed":
             yield Warned(
@@ -238,30 +252,17 @@ def _warnings(con: duckdb.DuckDBPyConnection, facts: list[Facts]) -> Iterator[Wa
                 "The run is stale.",
                 "Its writer, on another machine, was not heard of for 10 minutes.",
             )
-        of_run = {"project": each.run.project, "run_id": each.run.run_id}
         if each.run in lost:
             yield Warned("ERROR", each.label, "The log is damaged.", damage(each.run.full, lost[each.run]))
-        execute(
-            con,
-            "SELECT sum(TRY_CAST(data ->> 'dropped' AS BIGINT)), string_agg(DISTINCT data ->> 'reason', ', ') "
-            "FROM internal.events_of([$run_id]) WHERE kind = 'gap' AND internal.project_of(run_dir) = $project",
-            of_run,
-        )
-        for dropped, reason in con.fetchall():
-            if dropped:
-                what = "1 record was" if dropped == 1 else f"{dropped:,} records were"
-                yield Warned("ERROR", each.label, "Not everything was logged.", f"{what} dropped: {reason}.")
-        execute(
-            con,
-            "SELECT level, title, text, step, time, count(*) OVER () FROM alerts WHERE project = $project "
-            f"AND run_id = $run_id AND level IN ('WARN', 'ERROR') ORDER BY time DESC, seq DESC LIMIT {_ALERTS_MAX}",
-            of_run,
-        )
-        alerts = con.fetchall()
-        for level, title, text, step, time, _ in alerts:
+        dropped, reason = gaps.get(each.run, (0, ""))
+        if dropped:
+            what = "1 record was" if dropped == 1 else f"{dropped:,} records were"
+            yield Warned("ERROR", each.label, "Not everything was logged.", f"{what} dropped: {reason}.")
+        of_run = alerts.get(each.run, [])
+        for level, title, text, step, time, _ in of_run:
             yield Warned(level, each.label, title or "", text or "", step, time)
-        if alerts and alerts[0][-1] > len(alerts):
-            more = alerts[0][-1] - len(alerts)
+        if of_run and of_run[0][-1] > len(of_run):
+            more = of_run[0][-1] - len(of_run)
             yield Warned("WARN", each.label, f"And {more:,} older alerts.", "The view `alerts` has them all.")
 
 
@@ -356,14 +357,9 @@ def _episodes(con: duckdb.DuckDBPyConnection, of: Facts, count: int) -> Episodes
 
 
 def _sync(con: duckdb.DuckDBPyConnection, facts: list[Facts]) -> Iterator[dict[str, Any]]:
-    for each in facts:
-        execute(
-            con,
-            "SELECT base_url, url, state, records, acked, backlog, error, not_shown, time FROM sync_state "
-            "WHERE project = $project AND run_id = $run_id ORDER BY base_url",
-            {"project": each.run.project, "run_id": each.run.run_id},
-        )
-        names = [column[0] for column in con.description or ()]
-        for row in con.fetchall():
-            found = dict(zip(names, row, strict=True))
-            yield {**found, "label": each.label, "not_shown": orjson.loads(found["not_shown"] or "{}")}
+    places = {each.run: (at, each.label) for at, each in enumerate(facts)}
+    rows = sorted(rows_of(con, [*places], _SYNC), key=lambda row: places[row[0]])
+    names = [column[0] for column in con.description or ()][2:]
+    for run, values in rows:
+        found = dict(zip(names, values, strict=True))
+        yield {**found, "label": places[run][1], "not_shown": orjson.loads(found["not_shown"] or "{}")}

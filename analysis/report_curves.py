@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import duckdb
 
 _ROWS_AT_ONCE = 50_000
+# A query costs some milliseconds before it reads anything, and holds all that it reads until it has ordered it.
+_RUNS_AT_ONCE = 16
 # Of a setting in a legend: a prompt may be one.
 _LABEL_CHARS = 40
 
@@ -85,17 +87,18 @@ def read_points(con: duckdb.DuckDBPyConnection, runs: list[Run]) -> None:
     con.execute(
         "CREATE OR REPLACE TEMP TABLE report_points (run INTEGER, key VARCHAR, step BIGINT, value DOUBLE)"
     )
-    for number, run in enumerate(runs):
-        execute(
-            con,
-            f"INSERT INTO temp.report_points SELECT {number}, key, step, last.value FROM ({last_at_step(run)}) "
-            "WHERE last.value IS NOT NULL AND step IS NOT NULL",
-        )
     con.execute("CREATE OR REPLACE TEMP TABLE report_members (run INTEGER, project VARCHAR, run_id VARCHAR)")
     con.executemany(
         "INSERT INTO temp.report_members VALUES (?, ?, ?)",
         [[number, run.project, run.run_id] for number, run in enumerate(runs)],
     )
+    for at in range(0, len(runs), _RUNS_AT_ONCE):
+        execute(
+            con,
+            f"""INSERT INTO temp.report_points SELECT m.run, key, step, last.value
+            FROM ({last_at_step(runs[at : at + _RUNS_AT_ONCE])}) JOIN temp.report_members m USING (project, run_id)
+            WHERE last.value IS NOT NULL AND step IS NOT NULL""",
+        )
 
 
 def read_lines(

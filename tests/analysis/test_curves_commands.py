@@ -15,6 +15,7 @@ import duckdb
 import pytest
 from click.testing import CliRunner, Result
 
+import analysis
 import eventlog
 from analysis.cli import main
 
@@ -303,3 +304,36 @@ def test_of_several_values_at_one_step_the_last_one_logged_counts(tmp_path: Path
     (row,) = csv.DictReader(io.StringIO(wide.stdout))
     assert (row["x"], row["y"]) == ("2", "1")
     assert [line["value"] for line in lines_of(long)] == [1, 1, 2]
+
+
+def test_any_key_is_a_column_of_its_own(tmp_path: Path) -> None:
+    named = {"step": 7, "time": 1.5, "project": "p", "run_id": True, "": "e", '"': 2}
+    with eventlog.init(project="demo", id="odd", root=tmp_path, quiet=True) as run:
+        for step in range(2):
+            run.log({"Loss": step, "loss": step * 10, **named})
+    keys = ["''", '"', "Loss", "loss", "project", "run_id", "step", "time"]
+
+    header, *rows = csv.reader(io.StringIO(call(tmp_path, "export", "odd").stdout))
+    first, second = lines_of(call(tmp_path, "export", "odd", "--json"))
+    history = analysis.history(analysis.connect(tmp_path), "odd").fetchall()
+
+    assert header == [
+        "project",
+        "run_id",
+        "step",
+        "time",
+        "''",
+        '"',
+        "Loss",
+        "loss",
+        *(f"{key}_1" for key in keys[4:]),
+    ]
+    assert [row[4:] for row in rows] == [
+        ["e", "2", "0", "0", "p", "true", "7", "1.5"],
+        ["e", "2", "1", "10", "p", "true", "7", "1.5"],
+    ]
+    assert [(row["Loss"], row["loss"], row["step"], row["step_1"]) for row in (first, second)] == [
+        (0, 0, 0, 7),
+        (1, 10, 1, 7),
+    ]
+    assert history[1] == ("demo", 1, "e", 2.0, 1.0, 10.0, "p", 1.0, 7.0, 1.5)
