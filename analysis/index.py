@@ -46,7 +46,7 @@ _AT_REST_NS = 5_000_000_000
 _BATCH_RUNS = 256
 _COMPUTED = ("config", "summary", "rollup", "alerts", "checkpoints", "facts")
 _TABLES = ("runs", "pieces", "segments", "cursors", *_COMPUTED, "objects")
-_RUN_COLUMNS = ("run_dir", "path", "project", "run_id", "entity", "dirs", "mark", "files", "is_damaged")
+_RUN_COLUMNS = ("run_dir", "path", "project", "run_id", "entity", "dirs", "times", "files", "is_damaged")
 
 Progress = Callable[[int, int], object]
 """Is told how many runs of how many are done."""
@@ -58,7 +58,7 @@ class KeptRun(NamedTuple):
     run_dir: str
     run_id: str
     dirs: str
-    mark: int
+    times: int
     files: str
     is_damaged: bool
 
@@ -70,7 +70,7 @@ def attach(con: duckdb.DuckDBPyConnection, root: Path | None) -> dict[str, KeptR
         try:
             con.execute(f"ATTACH {literal(str(path))} AS kept (READ_ONLY)")
             rows = con.execute(
-                "SELECT run_dir, run_id, dirs, mark, files, is_damaged FROM kept.runs"
+                "SELECT run_dir, run_id, dirs, times, files, is_damaged FROM kept.runs"
             ).fetchall()
             return {row[0]: row for row in map(KeptRun._make, rows)}
         except duckdb.Error:
@@ -96,7 +96,7 @@ def holding(kept: Iterable[KeptRun], root: str) -> set[str]:
     found = set()
     for run in kept:
         try:
-            if mark_of(f"{root}/{run.run_dir}", run.dirs) == run.mark:
+            if times_of(f"{root}/{run.run_dir}", run.dirs) == run.times:
                 found.add(run.run_dir)
         except OSError:
             # Gone, or not to be looked at any more: so it is no longer what it was.
@@ -104,12 +104,12 @@ def holding(kept: Iterable[KeptRun], root: str) -> set[str]:
     return found
 
 
-def mark_of(path: str, dirs: str) -> int:
+def times_of(path: str, dirs: str) -> int:
     """Return what the times of a run's directory and of these in it come to, in one number; or raise `OSError`."""
-    mark = os.stat(path).st_mtime_ns
+    times = os.stat(path).st_mtime_ns
     for name in dirs.split("/"):
-        mark = (mark * 31 + os.stat(f"{path}/{name}").st_mtime_ns) & 0x7FFF_FFFF_FFFF_FFFF
-    return mark
+        times = (times * 31 + os.stat(f"{path}/{name}").st_mtime_ns) & 0x7FFF_FFFF_FFFF_FFFF
+    return times
 
 
 def settled(catalog: Catalog, looked_ns: int) -> list[str]:
@@ -222,10 +222,10 @@ def _add(
         for run_dir, path, project, run_id, entity, writers in found:
             dirs = f"{writers}/{SYNC_DIR}" if os.path.isdir(f"{path}/{SYNC_DIR}") else writers
             # After all that was read of it: what changed meanwhile, or may have, is not believed.
-            mark = mark_of(path, dirs)
+            times = times_of(path, dirs)
             if _was_at_rest(path, dirs.split("/"), looked_ns):
                 names = orjson.dumps(sources.get(run_dir, {})).decode()
-                values = (run_dir, path, project, run_id, entity, dirs, mark, names, run_dir in damaged)
+                values = (run_dir, path, project, run_id, entity, dirs, times, names, run_dir in damaged)
                 rows.append(dict(zip(_RUN_COLUMNS, values, strict=True)))
         fill(con, "fresh", "runs", rows)
         for table in _TABLES:

@@ -2,7 +2,7 @@
 CREATE TABLE runs (
     run_dir VARCHAR, path VARCHAR, project VARCHAR, run_id VARCHAR, entity VARCHAR,
     -- Its directories, what their times came to, and its files: index.py knows how these are written.
-    dirs VARCHAR, mark BIGINT, files VARCHAR,
+    dirs VARCHAR, times BIGINT, files VARCHAR,
     -- Of such a run nothing else is kept: who asks for it is to come upon the damage.
     is_damaged BOOLEAN
 );

@@ -1,6 +1,6 @@
-"""What is in a pack, and what the next one has to write: decided from names, marks and sizes.
+"""What is in a pack, and what the next one has to write: decided from names, digests and sizes.
 
-    old manifest + marks of the runs that are there ──plan──▶ Plan      (which runs are new, changed, gone)
+    old manifest + digests of the runs that are there ──plan──▶ Plan      (which runs are new, changed, gone)
     files of one part + Plan                        ──rewrite──▶ Rewrite (which files stay, which runs are written)
 
 Invariants
@@ -39,7 +39,7 @@ class NotAPack(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PackedRun:
-    mark: str
+    digest: str
     """What changes whenever something was added to the run."""
     log_ids: list[str]
 
@@ -87,7 +87,7 @@ class Manifest:
             runs = [((run["project"], run["run_id"]), run) for run in content["runs"]]
             found = cls(
                 content["views"],
-                {run: PackedRun(said["mark"], said["log_ids"]) for run, said in runs},
+                {run: PackedRun(said["digest"], said["log_ids"]) for run, said in runs},
                 [
                     PackedFile(**{**file, "runs": [runs[number][0] for number in file["runs"]]})
                     for file in content["files"]
@@ -141,8 +141,8 @@ class Rewrite:
     """All that is written, sorted."""
 
 
-def mark_of(facts: Any, views: Mapping[str, Mapping[str, str]]) -> str:
-    """Return the mark of a run from all that is known of it without reading it, and from what would be made of it."""
+def digest_of(facts: Any, views: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the digest of a run from all that is known of it without reading it, and from what would be made of it."""
     return hashlib.sha256(orjson.dumps([FORMAT, views, facts], option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
 

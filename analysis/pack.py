@@ -44,7 +44,7 @@ from analysis.manifest import (
     Plan,
     Run,
     chunks,
-    mark_of,
+    digest_of,
     plan,
     rewrite,
 )
@@ -344,7 +344,7 @@ def _segments(con: duckdb.DuckDBPyConnection) -> list[_Segment]:
 def _runs(
     con: duckdb.DuckDBPyConnection, segments: Sequence[_Segment], views: Mapping[str, Any], now_us: int
 ) -> dict[Run, PackedRun]:
-    """Return the runs with what marks their state, from what is known without reading them."""
+    """Return the runs with a digest of their state, from what is known without reading them."""
     from eventlog.errors import NotARun
     from eventlog.piece import STALE_S, RunIdentity
 
@@ -370,7 +370,7 @@ def _runs(
         FROM internal.cursors c JOIN internal.runs USING (run_dir) ORDER BY ALL"""
     ).fetchall():
         facts[project, run_id].append(fact)
-    return {run: PackedRun(mark_of(facts[run], views), sorted(log_ids[run])) for run in sorted(log_ids)}
+    return {run: PackedRun(digest_of(facts[run], views), sorted(log_ids[run])) for run in sorted(log_ids)}
 
 
 def _sizes(segments: Sequence[_Segment]) -> dict[Run, int]:

@@ -309,7 +309,7 @@ def test_a_pack_whose_views_had_other_columns_is_brought_up_to_date(tmp_path: Pa
     said = json.loads(manifest.read_bytes())
     del said["views"]["metrics"]["text"]
     said["views"]["metrics"]["old"] = "VARCHAR"
-    said["runs"][1]["mark"] = "of an older version"
+    said["runs"][1]["digest"] = "of an older version"
     manifest.write_text(json.dumps(said))
 
     pack(root, to)
