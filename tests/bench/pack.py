@@ -145,9 +145,7 @@ def generated(points: int, to: Path) -> dict[str, float]:
     found = {("demo", f"run-{number:05d}"): PackedRun("", [str(number)]) for number in range(runs)}
     # A log of such a run has 5.7 MB: chunks are what they would be.
     sizes = dict.fromkeys(found, 5_700_000)
-    packing = Packing(
-        Path(), to, False, con, Manifest(), None, views, found, {}, sizes, plan(Manifest(), found)
-    )
+    packing = Packing(Path(), to, False, con, Manifest(), None, views, found, sizes, plan(Manifest(), found))
     begin_s = time.perf_counter()
     done = packing.write()
     return _cost(done, time.perf_counter() - begin_s)
@@ -162,13 +160,14 @@ def _views_of(runs: int) -> Any:
     with tempfile.TemporaryDirectory() as nothing:
         con = analysis.connect(nothing)
     con.execute(
-        f"""CREATE OR REPLACE VIEW metrics AS
+        f"""CREATE OR REPLACE MACRO metrics_of(ids) AS TABLE
         SELECT 'demo' AS project, printf('run-%05d', r) AS run_id, 'main-0001' AS writer, 0::INTEGER AS rank, s + 1 AS seq,
             s AS step, make_timestamptz(1763712000000000 + s * 250123) AS time, printf('train/m%02d', k) AS key,
             CASE WHEN k < 16 THEN exp(-s / 1000) * (1 + 0.1 * (hash(r, k, s) % 1000003) / 1000003)
                 WHEN k < 18 THEN (hash(r, k, s) % 10000) / 10000 ELSE s * k END::DOUBLE AS value,
             CASE WHEN k >= 18 THEN s * k END AS int, NULL::VARCHAR AS text
-        FROM range({runs}) runs (r), range({KEYS}) keys (k), range({STEPS}) steps (s)"""
+        FROM range({runs}) runs (r), range({KEYS}) keys (k), range({STEPS}) steps (s)
+        WHERE list_contains(ids, printf('run-%05d', r))"""
     )
     return con
 
