@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +28,13 @@ from eventlog import cursor as cursors
 from eventlog import roots as known_roots
 from eventlog.cursor import APPEND, Sink
 from eventlog.piece import RUN_FILE, RunIdentity
+from eventlog.progress import counting
 from eventlog.reader import find_runs
 from syncd import credentials, service
 from syncd.instance import AlreadyRunning, Instance
 from syncd.metadata import Edits
 from syncd.shipper import FLUSH_S
-from syncd.status import NOTHING_HEARD, RunStatus, as_json, run_statuses
+from syncd.status import NOTHING_HEARD, Looking, RunStatus, Trend, as_json
 from syncd.sync import FORCE, NothingThere, Outcome, Plan, Watcher, Wishes, plan, upload_as_new
 from syncd.sync import sync as run_sync
 from syncd.wandb_files import default_directory
@@ -61,6 +63,8 @@ _UNIT_VARIABLES = (
 )
 # Addresses are for a screen of runs, not for a thousand.
 URLS_MAX = 10
+# More runs than these are no answer: those that are synced are counted.
+SHOWN_MAX = 40
 
 _root_option = click.option(
     "--root",
@@ -146,25 +150,42 @@ def stop() -> None:
 @main.command()
 @_root_option
 @click.option("--json", "as_json_", is_flag=True, help="For scripts.")
-@click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
-def status(roots: tuple[Path, ...], as_json_: bool, watch: bool) -> None:
+@click.option("--watch", is_flag=True, help="Show it again every second, with rates, until Ctrl-C.")
+@click.option("--all", "shows_all", is_flag=True, help="Of many runs, show also those that are synced.")
+def status(roots: tuple[Path, ...], as_json_: bool, watch: bool, shows_all: bool) -> None:
     """Show what is uploaded, what is not, and why."""
     instance = Instance(known_roots.state_dir())
+    looking, trend = Looking(), Trend()
+
+    def look() -> tuple[dict[str, Any], list[RunStatus]]:
+        daemon = instance.page()
+        with (
+            nullcontext(lambda done, of: None)
+            if trend.has_looked
+            else counting("looking at", "runs") as progress
+        ):
+            runs = looking.look(
+                _roots(roots), time.time_ns() // 1000, daemon.get("state") == "online", progress
+            )
+        trend.note(time.monotonic(), runs)
+        return daemon, runs
+
     if as_json_:
-        daemon, runs = _look(instance, roots)
-        click.echo(orjson.dumps(as_json(daemon, runs), option=orjson.OPT_INDENT_2))
+        click.echo(orjson.dumps(as_json(*look()), option=orjson.OPT_INDENT_2))
         return
     from rich.console import Console
     from rich.live import Live
 
     console = Console()
     if not watch:
-        console.print(_table(*_look(instance, roots)))
+        console.print(_table(*look(), shows_all=shows_all))
         return
+    daemon, runs = look()
     with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(_table(*_look(instance, roots)), refresh=True)
+            live.update(_table(daemon, runs, trend, shows_all), refresh=True)
             time.sleep(1.0)
+            daemon, runs = look()
 
 
 @main.command()
@@ -781,12 +802,9 @@ def _names_of(sink: Sink) -> tuple[str, str]:
 # -- showing ---------------------------------------------------------------------------------------------------
 
 
-def _look(instance: Instance, roots: Iterable[Path]) -> tuple[dict[str, Any], list[RunStatus]]:
-    daemon = instance.page()
-    return daemon, run_statuses(_roots(roots), time.time_ns() // 1000, daemon.get("state") == "online")
-
-
-def _table(daemon: dict[str, Any], runs: list[RunStatus]) -> Any:
+def _table(
+    daemon: dict[str, Any], runs: list[RunStatus], trend: Trend | None = None, shows_all: bool = False
+) -> Any:
     from rich.console import Group
     from rich.text import Text
 
@@ -798,10 +816,23 @@ def _table(daemon: dict[str, Any], runs: list[RunStatus]) -> Any:
         line += " (`syncd start` starts it)"
     if daemon.get("error"):
         line += f"\n{daemon['error']}"
-    return Group(Text(line, style="green" if state == "online" else "yellow"), _runs_view(runs))
+        if daemon.get("next_try_s") is not None:
+            line += f" (asked again in {_duration(daemon['next_try_s'])})"
+    shown = runs
+    if not shows_all and len(runs) > SHOWN_MAX:
+        shown = [run for run in runs if run.state != "synced" or run.lacks_something]
+        line += f"\n{_counted(runs)}"
+    return Group(Text(line, style="green" if state == "online" else "yellow"), _runs_view(shown, trend))
 
 
-def _runs_view(runs: list[RunStatus]) -> Any:
+def _counted(runs: Sequence[RunStatus]) -> str:
+    """Return how many runs are how far, in a sentence."""
+    states = Counter(run.state for run in runs)
+    said = ", ".join(f"{count:,} {state}" for state, count in states.most_common())
+    return f"{len(runs):,} runs: {said}; {sum(run.backlog for run in runs):,} records to go. --all shows the synced ones."
+
+
+def _runs_view(runs: Sequence[RunStatus], trend: Trend | None = None) -> Any:
     """A line of numbers for each run, and below them what is to be said about some."""
     from rich.console import Group
     from rich.table import Table
@@ -810,13 +841,16 @@ def _runs_view(runs: list[RunStatus]) -> Any:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run", overflow="fold")
     table.add_column("state")
-    for name in ("records", "acked", "backlog", "lag"):
+    for name in ("records", "acked", "backlog", "lag", *(("a second", "left") if trend else ())):
         table.add_column(name, justify="right")
     remarks: list[Text] = []
     for run in runs:
         style = {"parked": "red", "crashed": "yellow", "waiting": "yellow"}.get(run.state, "")
         lag = _duration(run.lag_s) if run.backlog else ""
-        numbers = (f"{run.records:,}", f"{run.acked:,}", f"{run.backlog:,}", lag)
+        numbers = [f"{run.records:,}", f"{run.acked:,}", f"{run.backlog:,}", lag]
+        if trend:
+            rate, left_s = trend.rate(run.run), trend.left_s(run)
+            numbers += [f"{rate:,.0f}" if rate else "", "" if left_s is None else _duration(left_s)]
         table.add_row(Text(run.run), Text(run.state, style=style), *numbers)
         said = [f"{count:,} not shown there: {reason}" for reason, count in run.not_shown.items()]
         if run.files_left:

@@ -5,8 +5,10 @@ Nothing is changed here, and no server is asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,80 @@ class Progress:
     """When the first record was logged that is not acknowledged."""
 
 
+@dataclass(slots=True)
+class Trend:
+    """How fast runs get on, from one look to the next.  Pure: the caller says what time it is."""
+
+    window_s: float = 30.0
+    _looks: deque[tuple[float, dict[str, int]]] = field(default_factory=deque)
+
+    @property
+    def has_looked(self) -> bool:
+        return bool(self._looks)
+
+    def note(self, now_s: float, runs: Iterable[RunStatus]) -> None:
+        """Remember how far each run is; of looks that are older than the window the newest stays."""
+        self._looks.append((now_s, {run.run: run.acked for run in runs}))
+        while len(self._looks) > 2 and self._looks[1][0] <= now_s - self.window_s:
+            self._looks.popleft()
+
+    def rate(self, run: str) -> float | None:
+        """Return how many records a second are acknowledged; None if it is not known for a second yet.
+
+        >>> from types import SimpleNamespace as Run
+        >>> trend = Trend()
+        >>> for second, acked in enumerate((100, 400, 700)):
+        ...     trend.note(second, [Run(run="demo/a", acked=acked)])
+        >>> trend.rate("demo/a"), trend.rate("demo/b")
+        (300.0, None)
+        """
+        known = [(at_s, acked[run]) for at_s, acked in self._looks if run in acked]
+        if not known or known[-1][0] - known[0][0] < 1.0:
+            return None
+        (first_s, first), (last_s, last) = known[0], known[-1]
+        return max(0, last - first) / (last_s - first_s)
+
+    def left_s(self, run: RunStatus) -> float | None:
+        """Return how long its backlog takes at that rate; None if that is not known, or if it stands still."""
+        rate = self.rate(run.run)
+        return run.backlog / rate if rate and run.backlog else None
+
+
+class Looking:
+    """Looks at runs again and again; one in which nothing has changed since it was synced is not read again."""
+
+    def __init__(self) -> None:
+        self._synced: dict[Path, tuple[tuple[int, ...], list[RunStatus]]] = {}
+
+    def look(
+        self,
+        roots: Iterable[Path],
+        now_us: int,
+        online: bool,
+        progress: Callable[[int, int], object] = lambda done, of: None,
+    ) -> list[RunStatus]:
+        """Return one line per run and sink, or one for a run that no sink has heard of."""
+        run_dirs = [run_dir for root in roots for run_dir in find_runs(root)]
+        found: list[RunStatus] = []
+        synced = {}
+        for done, run_dir in enumerate(run_dirs):
+            if done % _PROGRESS_RUNS == 0:
+                progress(done, len(run_dirs))
+            # Before it is read: what changes meanwhile is read again.
+            times = _times_of(run_dir)
+            known = self._synced.get(run_dir)
+            lines = known[1] if known and known[0] == times else _lines_of(run_dir, now_us, online)
+            found += lines
+            if times and lines and all(line.state == "synced" for line in lines):
+                synced[run_dir] = (times, lines)
+        self._synced = synced
+        return found
+
+
+# So often a look says how far it is.
+_PROGRESS_RUNS = 100
+
+
 def progress(run_dir: Path, names: list[str], cursor: Cursor | None, with_age: bool = True) -> Progress:
     """Compare pieces of a log with a cursor.  Reads the ends of segments; for the age, one place in the middle."""
     ends = {name: end_of(run_dir / name)[0] for name in names}
@@ -82,20 +158,24 @@ def progress(run_dir: Path, names: list[str], cursor: Cursor | None, with_age: b
     return Progress(records, acked, oldest_us)
 
 
-def run_statuses(roots: Iterable[Path], now_us: int, online: bool) -> list[RunStatus]:
-    """Return one line per run and sink, or one for a run that no sink has heard of."""
-    found = []
-    for root in roots:
-        for run_dir in find_runs(root):
-            try:
-                identity = RunIdentity.load(run_dir)
-                known: list[Cursor | None] = [*cursors.cursors(run_dir)]
-                for cursor in known or [None]:
-                    found.append(_status(run_dir, identity, cursor, now_us, online))
-            except (NotARun, OSError):
-                # Being born, or not ours to look into: the others have a status all the same.
-                continue
-    return found
+def _lines_of(run_dir: Path, now_us: int, online: bool) -> list[RunStatus]:
+    try:
+        identity = RunIdentity.load(run_dir)
+        known: list[Cursor | None] = [*cursors.cursors(run_dir)]
+        return [_status(run_dir, identity, cursor, now_us, online) for cursor in known or [None]]
+    except (NotARun, OSError):
+        # Being born, or not ours to look into: the others have a status all the same.
+        return []
+
+
+def _times_of(run_dir: Path) -> tuple[int, ...]:
+    """Return what changes when a run that is over is resumed, sealed or uploaded: each makes or renames a file."""
+    try:
+        with os.scandir(run_dir) as entries:
+            inner = [entry.stat().st_mtime_ns for entry in entries if entry.is_dir(follow_symlinks=False)]
+        return (os.stat(run_dir).st_mtime_ns, *inner)
+    except OSError:
+        return ()
 
 
 def run_status(run_dir: Path, sink: Sink, now_us: int, online: bool) -> RunStatus:

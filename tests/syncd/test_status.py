@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from syncd.status import RunStatus, run_statuses
-from tests.logs import HandmadePiece, handmade_run
+from syncd.cli import SHOWN_MAX, _table
+from syncd.status import Looking, RunStatus, Trend
+from tests.logs import HandmadePiece, handmade_run, resumed
 from tests.syncd.syncing import finished_run, sync
 from tests.wandb_server import WandbServer
 
 
-def statuses(root: Path) -> list[RunStatus]:
-    return run_statuses([root], time.time_ns() // 1000, online=True)
+def statuses(root: Path, looking: Looking | None = None) -> list[RunStatus]:
+    return (looking or Looking()).look([root], time.time_ns() // 1000, online=True)
 
 
 def ended(piece: HandmadePiece) -> None:
@@ -122,3 +127,63 @@ def test_a_run_that_was_deleted_here_has_no_status(server: WandbServer, tmp_path
     shutil.rmtree(tmp_path / "demo" / "run")
 
     assert statuses(tmp_path) == []
+
+
+def test_a_run_that_was_synced_is_not_read_again_until_something_changes(server: WandbServer, tmp_path: Path):
+    piece = finished_run(tmp_path)
+    finished_run(tmp_path, "waiting")
+    sync(server, tmp_path, asked_for=[piece.piece.dir.parent], roots=list)
+    looking = Looking()
+    first = statuses(tmp_path, looking)
+    content = piece.segment.read_bytes()
+
+    # In place: no directory is told.
+    piece.segment.write_bytes(b"")
+    unread = statuses(tmp_path, looking)
+    anew = statuses(tmp_path)
+    piece.segment.write_bytes(content)
+    resumed(piece.identity, tmp_path).log(x=9, step=9)
+    grown = statuses(tmp_path, looking)
+
+    assert [(run.run, run.state) for run in first] == [("demo/run", "synced"), ("demo/waiting", "waiting")]
+    assert unread == first
+    assert anew != first
+    assert (grown[0].run, grown[0].state, grown[0].backlog) == ("demo/run", "live", 2)
+
+
+def line(run: str, acked: int, backlog: int, state: str = "syncing") -> RunStatus:
+    return RunStatus(run, acked + backlog, acked, backlog, 1.0, state, None, None, {}, 0)
+
+
+def shown(*arguments: Any, **options: Any) -> str:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(_table({}, *arguments, **options))
+    return console.export_text()
+
+
+def test_a_rate_is_of_the_last_seconds_and_what_is_left_follows_from_it():
+    trend = Trend(window_s=10)
+    for second in range(100):
+        # Slow at first; only the last ten seconds count.
+        acked = second if second < 80 else 80 + (second - 80) * 50
+        trend.note(second, [line("demo/a", acked, 5_000), line("demo/still", 7, 10), line("demo/done", 7, 0)])
+
+    assert trend.rate("demo/a") == 50.0
+    assert trend.left_s(line("demo/a", 0, 5_000)) == 100.0
+    assert (trend.rate("demo/still"), trend.left_s(line("demo/still", 7, 10))) == (0.0, None)
+    assert trend.left_s(line("demo/done", 7, 0)) is None
+    row = next(text for text in shown([line("demo/a", 4_030, 5_000)], trend).splitlines() if "demo/a" in text)
+    assert row.split() == ["demo/a", "syncing", "9,030", "4,030", "5,000", "1", "s", "50", "2", "min"]
+
+
+def test_of_very_many_runs_those_that_are_synced_are_counted():
+    runs = [line(f"demo/{number:03d}", 5, 0, "synced") for number in range(SHOWN_MAX)]
+    runs += [line("demo/late", 5, 1_200), replace(runs[0], run="demo/lost", not_shown={"too large": 2})]
+
+    text, whole = shown(runs), shown(runs, shows_all=True)
+
+    assert "42 runs: 41 synced, 1 syncing; 1,200 records to go. --all shows the synced ones." in text
+    assert "demo/late" in text
+    assert "demo/lost" in text
+    assert "demo/000" not in text
+    assert "demo/000" in whole
