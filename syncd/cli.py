@@ -15,8 +15,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,35 +154,23 @@ def stop() -> None:
 @click.option("--all", "shows_all", is_flag=True, help="Of many runs, show also those that are synced.")
 def status(roots: tuple[Path, ...], as_json_: bool, watch: bool, shows_all: bool) -> None:
     """Show what is uploaded, what is not, and why."""
-    instance = Instance(known_roots.state_dir())
-    looking, trend = Looking(), Trend()
-
-    def look() -> tuple[dict[str, Any], list[RunStatus]]:
-        daemon = instance.page()
-        with (
-            nullcontext(lambda done, of: None)
-            if trend.has_looked
-            else counting("looking at", "runs") as progress
-        ):
-            runs = looking.look(
-                _roots(roots), time.time_ns() // 1000, daemon.get("state") == "online", progress
-            )
-        trend.note(time.monotonic(), runs)
-        return daemon, runs
-
+    look = _looker(Instance(known_roots.state_dir()), roots)
+    with counting("looking at", "runs") as progress:
+        daemon, runs = look(progress)
     if as_json_:
-        click.echo(orjson.dumps(as_json(*look()), option=orjson.OPT_INDENT_2))
+        click.echo(orjson.dumps(as_json(daemon, runs), option=orjson.OPT_INDENT_2))
         return
     from rich.console import Console
     from rich.live import Live
 
     console = Console()
     if not watch:
-        console.print(_table(*look(), shows_all=shows_all))
+        console.print(_table(daemon, runs, shows_all=shows_all))
         return
-    daemon, runs = look()
+    trend = Trend()
     with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:
+            trend.note(time.monotonic(), runs)
             live.update(_table(daemon, runs, trend, shows_all), refresh=True)
             time.sleep(1.0)
             daemon, runs = look()
@@ -485,6 +473,7 @@ def service_(roots: tuple[Path, ...], install: bool) -> None:
 
 
 def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float) -> None:
+    from syncd.control import SOCKET, Control
     from syncd.daemon import Daemon
     from syncd.wandb_api import WandbApi
     from syncd.watch import Watch
@@ -524,8 +513,10 @@ def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float) -> None:
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, daemon.stop)
+        control = Control(instance.directory / SOCKET, _looker(instance, roots), {"stop": daemon.stop})
         try:
-            await daemon.run()
+            async with control:
+                await daemon.run()
         finally:
             service.notify("STOPPING=1")
             watch.stop()
@@ -800,6 +791,22 @@ def _names_of(sink: Sink) -> tuple[str, str]:
 
 
 # -- showing ---------------------------------------------------------------------------------------------------
+
+
+def _looker(
+    instance: Instance, roots: tuple[Path, ...]
+) -> Callable[..., tuple[dict[str, Any], list[RunStatus]]]:
+    """Return what looks at the daemon's page and at the runs, again and again."""
+    looking = Looking()
+
+    def look(
+        progress: Callable[[int, int], object] = lambda done, of: None,
+    ) -> tuple[dict[str, Any], list[RunStatus]]:
+        daemon = instance.page()
+        online = daemon.get("state") == "online"
+        return daemon, looking.look(_roots(roots), time.time_ns() // 1000, online, progress)
+
+    return look
 
 
 def _table(

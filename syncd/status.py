@@ -72,10 +72,6 @@ class Trend:
     window_s: float = 30.0
     _looks: deque[tuple[float, dict[str, int]]] = field(default_factory=deque)
 
-    @property
-    def has_looked(self) -> bool:
-        return bool(self._looks)
-
     def note(self, now_s: float, runs: Iterable[RunStatus]) -> None:
         """Remember how far each run is; of looks that are older than the window the newest stays."""
         self._looks.append((now_s, {run.run: run.acked for run in runs}))
