@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, overload
@@ -334,12 +334,13 @@ class Api:
         return [run for run in found if run.project == self.settings["project"]] or found
 
 
-class Runs(Sequence[Run]):
-    """Runs that were asked for."""
+class Runs(Iterator[Run]):
+    """Runs that were asked for; as W&B's, they are their own iterator, which begins anew in each loop."""
 
     def __init__(self, runs: list[Run], path: str) -> None:
         self._runs = runs
         self._path = path
+        self.index = -1
 
     @overload
     def __getitem__(self, index: int) -> Run: ...
@@ -352,7 +353,16 @@ class Runs(Sequence[Run]):
         return len(self._runs)
 
     def __iter__(self) -> Iterator[Run]:
-        return iter(self._runs)
+        self.index = -1
+        return self
+
+    def __next__(self) -> Run:
+        self.index += 1
+        if self.index >= len(self._runs):
+            raise StopIteration
+        return self._runs[self.index]
+
+    next = __next__
 
     def histories(
         self,

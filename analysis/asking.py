@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from analysis.naming import Run, keys_of, macros, nearest, runs_of, signature, views
+from analysis.printing import visible
 from analysis.sqltext import literal
 from eventlog.progress import counting
 
@@ -36,6 +37,7 @@ _MISSING = re.compile(
     r"Catalog Error: Table (?P<function>Function )?with name (?P<name>\S+) does not exist!.*?(?=\n\nLINE|\Z)",
     re.DOTALL,
 )
+_ABORTED = "Current transaction is aborted"
 # Where a query names a run or a key, so that an answer of no rows can be explained.
 _RUN_NAMED = re.compile(r"(?:\bcurve\s*\(\s*|\brun_id\s*=\s*)'((?:[^']|'')*)'", re.IGNORECASE)
 _KEY_NAMED = re.compile(
@@ -64,10 +66,15 @@ def connected(
                 "SELECT path, (SELECT count(*) FROM internal.runs) FROM internal.root"
             ).fetchone()
             if found is not None and not found[1]:
-                click.echo(f"There is no run in {found[0]!r}. Give --root, or set EVENTLOG_ROOT.", err=True)
+                say(f"There is no run in {found[0]!r}. Give --root, or set EVENTLOG_ROOT.")
         yield con
     finally:
         con.close()
+
+
+def say(what: str) -> None:
+    """Say it on stderr; a run is called what it likes."""
+    click.echo(visible(what), err=True)
 
 
 @contextmanager
@@ -88,7 +95,7 @@ def said_notices() -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for notice in notices:
-        click.echo(f"analysis: {notice.message}", err=True)
+        say(f"analysis: {notice.message}")
 
 
 @contextmanager
@@ -99,7 +106,7 @@ def in_words(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        click.echo(explained(con, error), err=True)
+        say(explained(con, error))
         sys.exit(1 if isinstance(error, duckdb.IOException) else 2)
 
 
@@ -153,6 +160,21 @@ def statements(con: duckdb.DuckDBPyConnection, text: str, values: Values) -> lis
     for name in sorted(_asked(found) - values.keys()):
         raise click.UsageError(f"the query has ${name}, which has no value. Give -p {name}=…. {given}")
     return found
+
+
+def refuse_unless_condition(con: duckdb.DuckDBPyConnection, text: str) -> None:
+    """Refuse what is more than one condition, such as `true); COPY …`; raises `duckdb.Error` where it is no SQL."""
+    import duckdb
+
+    with in_the_line_before():
+        con.extract_statements(f"SELECT (\n{text}\n)")
+    try:
+        # What closes the parenthesis above closes no bracket: what parses in both ends in neither.
+        con.extract_statements(f"SELECT [\n{text}\n]")
+    except duckdb.Error:
+        raise click.UsageError(
+            f"a condition is one expression, which {text!r} is not. `analysis sql` takes any query."
+        ) from None
 
 
 def refuse_unused(found: Sequence[duckdb.Statement], values: Values) -> None:
@@ -224,15 +246,23 @@ def is_over_logs(con: duckdb.DuckDBPyConnection) -> bool:
 
 def explained(con: duckdb.DuckDBPyConnection, error: duckdb.Error) -> str:
     """Return DuckDB's message, with our views in place of its own guesses where a view or a macro is not there."""
+    import duckdb
+
     message = str(error)
+    if _ABORTED in message:
+        return f"{message}: `ROLLBACK;` ends it."
     missing = _MISSING.match(message)
     if missing is None:
         return message
     name = missing["name"]
-    if not missing["function"]:
-        what, near = "view", nearest(name, views(con))
-    else:
-        what, near = "macro", nearest(name, [signature(*macro) for macro in macros(con)])
+    try:
+        if not missing["function"]:
+            what, near = "view", nearest(name, views(con))
+        else:
+            what, near = "macro", nearest(name, [signature(*macro) for macro in macros(con)])
+    except duckdb.Error:
+        # What went wrong may be in its way too.
+        return message
     return f"There is no {what} {name!r}. {near}{message[missing.end() :]}"
 
 
@@ -301,7 +331,7 @@ def lost_records(
 
 def _say_damage(rows: Sequence[tuple[str, int]]) -> None:
     for run, count in rows:
-        click.echo(f"analysis: {run}: {damage(run, count)}", err=True)
+        say(f"analysis: {run}: {damage(run, count)}")
 
 
 def damage(run: str, count: int) -> str:

@@ -12,6 +12,9 @@ Here is what each command asks and in which order; how it is asked is in `asking
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,8 +53,6 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON,
 _metric_option = click.option(
     "--metric", "metrics", metavar="KEY", multiple=True, help="May be given again; `train/*` is all of them."
 )
-
-
 _format_option = click.option(
     "--format", "shape", type=click.Choice(printing.SHAPES), help="[default: as FILE is called, else table]"
 )
@@ -65,8 +66,6 @@ _steps_option = click.option(
     show_default=True,
     help="What moves is over so many steps.",
 )
-
-
 _smooth_option = click.option(
     "--smooth",
     type=click.FloatRange(0, 1, max_open=True),
@@ -98,7 +97,39 @@ def _drawing_options(command: Command) -> Command:
     return _smooth_option(command)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Ends every command in words: where stdout takes no more, and where an error names what is called as it likes."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            try:
+                return super().main(*args, **extra)
+            finally:
+                # When Python does it at its end, nobody is told.
+                if sys.stdout:
+                    sys.stdout.flush()
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            # What is still in the buffer would fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if error.errno != errno.EPIPE:
+                asking.say(
+                    f"Error: stdout could not be written to: {error.strerror or error}. It is not whole."
+                )
+            sys.exit(1)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            said = io.StringIO()
+            error.show(said)
+            asking.say(said.getvalue().rstrip("\n"))
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tidelog", prog_name="analysis")
 def main() -> None:
     """Ask training runs anything, in SQL, while they run.
@@ -166,7 +197,12 @@ def sql(
         raise click.UsageError("give the query or a file with it, not both.")
     shape = printing.shape_of("json" if as_json else shape, output)
     values = asking.parameters(given)
-    text = query_file.read() if query_file else query
+    try:
+        text = query_file.read() if query_file else query
+    except UnicodeDecodeError as error:
+        raise click.UsageError(
+            f"{query_file.name!r} is no text: {error.reason} at byte {error.start}."
+        ) from None
     if pack is not None and (root is not None or verify):
         raise click.UsageError(
             "a pack is asked or the logs below a root; --verify belongs to `analysis pack`."
@@ -200,11 +236,14 @@ def sql(
 def runs(root: Path | None, where: str | None, sort: str | None, as_json: bool) -> None:
     """List the runs. `--json` has all columns, config and summary among them.
 
-    config.KEY and summary.KEY are the values in those columns: numbers compare as numbers, texts as texts.
+    config.KEY and summary.KEY are the values in those columns, and compare as what they are: `= true` is only what is true,
+    `> 1` only a number. What is of another kind, and NaN, is unequal (`<>`), and neither more nor less; `isnan(summary.loss)`
+    finds NaN.
     """
     from analysis.fields import Fields
 
     with connected(root) as con, asking.in_words(con):
+        asking.refuse_unless_condition(con, where or "true")
         known = [name for name, _ in naming.columns(con, "runs")]
         fields = Fields()
         source = "runs"
@@ -302,7 +341,7 @@ def plot(
         curves = read_curves(con, found, keys)
     missing = [key for key in keys if key not in {curve.key for curve in curves}]
     for key in missing:
-        click.echo(f"analysis: {key!r} has no numbers to draw.", err=True)
+        asking.say(f"analysis: {key!r} has no numbers to draw.")
     if as_json:
         _print_curves_as_json(curves)
     elif output is not None:
@@ -481,7 +520,7 @@ def pack(root: Path | None, to: Path, prune: bool, dry_run: bool, verify: bool, 
                 with asking.in_words(found.con), progress(lambda: found.bytes_to_read) as advance:
                     done = found.write(advance)
     for warning in packs.warned(done):
-        click.echo(f"analysis: {warning}", err=True)
+        asking.say(f"analysis: {warning}")
     if as_json:
         printing.print_json(packs.content_of(done))
     else:
@@ -520,7 +559,7 @@ def _answer(
                 count += 1
                 if not rows:
                     for reason in asking.why_nothing(con, statement.query):
-                        click.echo(reason, err=True)
+                        asking.say(reason)
             asking.say_what_was_passed_over(con)
 
 
@@ -566,7 +605,7 @@ def _ask_spark(
 
         query = spark.translated(con, text, values)
         for notice in query.notices:
-            click.echo(f"analysis: {notice}", err=True)
+            asking.say(f"analysis: {notice}")
         if show:
             click.echo(query.sql)
             return
@@ -581,7 +620,8 @@ def _write_parquet(
     query = statement.query.strip().rstrip(";")
     with printing.replacing(output) as file, asking.in_the_line_before():
         (copy,) = con.extract_statements(
-            f"COPY (FROM (\n{query}\n)) TO {literal(str(file))} (FORMAT parquet)"
+            # Into the file that is there, and not into another beside it.
+            f"COPY (FROM (\n{query}\n)) TO {literal(str(file))} (FORMAT parquet, USE_TMP_FILE false)"
         )
         asking.execute(con, copy, values)
 
@@ -710,14 +750,16 @@ def _charts(
     charts: dict[str, list[Line]] = {}
     for curve in curves:
         drawn = smoothed(curve, smooth) if smooth else curve
-        line = Line(called[curve.run], curve.xs(x), drawn.values, curve.values if smooth else None)
+        line = Line(
+            printing.cell(called[curve.run]), curve.xs(x), drawn.values, curve.values if smooth else None
+        )
         charts.setdefault(curve.key, []).append(line)
     for key, lines in charts.items():
         if count := not_drawn(lines, log_x, log_y):
             values = "1 value is" if count == 1 else f"{count:,} values are"
             why = "not above zero, NaN or infinite" if log_x or log_y else "NaN or infinite"
-            click.echo(f"analysis: {key}: {values} not drawn: {why}.", err=True)
-    return list(charts.items())
+            asking.say(f"analysis: {key}: {values} not drawn: {why}.")
+    return [(printing.cell(key), lines) for key, lines in charts.items()]
 
 
 def _draw(curves: Sequence[Curve], x: str, smooth: float, log_x: bool, log_y: bool) -> None:

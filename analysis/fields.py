@@ -2,7 +2,8 @@
 
 Invariants
 ----------
-* Numbers compare as numbers, texts as texts, also where one run has a number and another a text.
+* A value compares with a literal of its kind: numbers with numbers, texts with texts, true with true, whatever other runs
+  have. With any other it is unequal, and neither more nor less; and so is NaN with every number, as in Python.
 * NaN and the infinities are numbers, though JSON has them as text.
 * A key that no run has is an error that names the nearest; nothing is silently NULL.
 """
@@ -10,7 +11,7 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -20,8 +21,10 @@ from analysis.sqltext import Reference, identifier, literal, tokens, with_refere
 
 COLUMNS = ("config", "summary")
 # What JSON has no word for, as FORMAT.md writes it.
-_NUMBERS_AS_TEXT = {"NaN", "Infinity", "-Infinity"}
-_SQL_TYPES = {"int": "HUGEINT", "number": "DOUBLE", "bool": "BOOLEAN"}
+_NUMBERS_AS_TEXT = ("NaN", "Infinity", "-Infinity")
+_NUMBERS = "('BIGINT', 'UBIGINT', 'DOUBLE')"
+# Unequal to every literal of the kind.
+_UNLIKE = {"number": "'NaN'::DOUBLE", "text": "chr(0)", "bool": "2"}
 
 
 @dataclass(slots=True)
@@ -62,8 +65,8 @@ class Fields:
             if (column.lower(), *path) not in self.kinds:
                 path = tuple(key.replace('"', "").split("."))
         found = self._found(Reference(column.lower(), path))
-        self.used[found.shown] = self._typed(found)
-        number = _as("number", found)
+        self.used[found.shown] = self._value(found)
+        number = _number(found)
         direction = "DESC" if down else "ASC"
         # NaN would be the greatest number of all.
         return (
@@ -73,48 +76,74 @@ class Fields:
 
     def _sql_of(self, reference: Reference) -> str:
         found = self._found(reference)
-        sql = self._typed(found)
-        self.used.setdefault(found.shown, sql)
-        return sql
+        value = self._value(found)
+        self.used.setdefault(found.shown, value)
+        kind = found.compared_with
+        if kind is None or (kind == "number" and self._kinds(found) == {"int"}):
+            return value
+        like = {"number": _ordered, "text": _string, "bool": _bool}[kind](found)
+        if not found.is_negated:
+            return like
+        return f"coalesce({like}, CASE WHEN {_text(found)} IS NOT NULL THEN {_UNLIKE[kind]} END)"
 
     def _found(self, reference: Reference) -> Reference:
         """Return the reference with the path that there is."""
         dotted = (".".join(reference.path),)
         for path in (reference.path, dotted, tuple(dotted[0].split("."))):
             if not self.kinds or (reference.column, *path) in self.kinds:
-                return Reference(reference.column, path, reference.compared_with)
-        known = [f"{column}.{_written(path)}" for column, *path in self.kinds if column == reference.column]
-        wanted = f"{reference.column}.{_written(reference.path)}"
+                return replace(reference, path=path)
+        known = [f"{column}.{_dotted(path)}" for column, *path in self.kinds if column == reference.column]
+        wanted = f"{reference.column}.{_dotted(reference.path)}"
         raise NotFound(f"no run has {wanted!r}. {nearest(wanted, sorted(known))}")
 
-    def _typed(self, reference: Reference) -> str:
-        kinds = self.kinds.get((reference.column, *reference.path), set()) - {"null"}
+    def _kinds(self, reference: Reference) -> set[str]:
+        return self.kinds.get((reference.column, *reference.path), set()) - {"null"}
+
+    def _value(self, reference: Reference) -> str:
+        """Return the SQL of what the runs have: of the type that all values have, else the text of each."""
+        kinds = self._kinds(reference)
         if kinds == {"int"}:
-            kind = "int"
-        elif kinds and kinds <= {"int", "number"}:
-            kind = "number"
-        elif kinds == {"bool"}:
-            kind = "bool"
-        else:
-            # What it is compared with decides, where its values do not.
-            kind = reference.compared_with or "text"
-        return _as(kind, reference)
+            return f"TRY_CAST({_text(reference)} AS HUGEINT)"
+        if kinds and kinds <= {"int", "number"}:
+            return _number(reference)
+        return _bool(reference) if kinds == {"bool"} else _text(reference)
 
 
-def _as(kind: str, reference: Reference) -> str:
+def _number(reference: Reference) -> str:
+    words = ", ".join(map(literal, _NUMBERS_AS_TEXT))
     text = _text(reference)
-    return f"TRY_CAST({text} AS {_SQL_TYPES[kind]})" if kind in _SQL_TYPES else text
+    return f"TRY_CAST(CASE WHEN {_type(reference)} IN {_NUMBERS} OR {text} IN ({words}) THEN {text} END AS DOUBLE)"
+
+
+def _ordered(reference: Reference) -> str:
+    # DuckDB's NaN is greater than all numbers.
+    return f"nullif({_number(reference)}, 'NaN')"
+
+
+def _bool(reference: Reference) -> str:
+    return f"TRY_CAST(CASE WHEN {_type(reference)} = 'BOOLEAN' THEN {_text(reference)} END AS BOOLEAN)"
+
+
+def _string(reference: Reference) -> str:
+    return f"CASE WHEN {_type(reference)} <> 'BOOLEAN' AND {_type(reference)} NOT IN {_NUMBERS} THEN {_text(reference)} END"
 
 
 def _text(reference: Reference) -> str:
-    pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in reference.path)
-    return f"({reference.column} ->> {literal(pointer)})"
+    return f"({reference.column} ->> {_pointer(reference)})"
 
 
-def _written(path: Iterable[str]) -> str:
+def _type(reference: Reference) -> str:
+    return f"json_type({reference.column}, {_pointer(reference)})"
+
+
+def _pointer(reference: Reference) -> str:
+    return literal("".join("/" + part.replace("~", "~0").replace("/", "~1") for part in reference.path))
+
+
+def _dotted(path: Iterable[str]) -> str:
     """Return a path as it is to be typed.
 
-    >>> _written(["optimizer", "lr"]), _written(["eval/reward"])
+    >>> _dotted(["optimizer", "lr"]), _dotted(["eval/reward"])
     ('optimizer.lr', '"eval/reward"')
     """
     return ".".join(part if part.isidentifier() else identifier(part) for part in path)

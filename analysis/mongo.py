@@ -48,6 +48,8 @@ def check(filters: Mapping[str, Any], check_key: Callable[[str], None]) -> None:
                 check(each, check_key)
         elif key == "$not":
             check(asked, check_key)
+        elif not isinstance(key, str):
+            raise CommError(f"a filter's key is a text, as in {{'config.lr': 1e-5}}, not {key!r}.")
         elif key.startswith("$"):
             raise _unknown(key)
         else:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from analysis.printing import visible
 from eventlog.piece import RUN_FILE
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
     >>> nearest("rewrd", ["train/loss", "train/reward", "reward"])
     'The nearest: reward, train/reward.'
-    >>> nearest("x", ["a", "b"]), nearest("x", [])
-    ('There are: a, b.', 'There are none.')
+    >>> nearest("x", ["a", ""]), nearest("x", [])
+    ("There are: a, ''.", 'There are none.')
     """
     names = list(dict.fromkeys(known))
     inside = sorted(
@@ -63,11 +64,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     )
     alike = difflib.get_close_matches(name, names, n=_NEAR_MAX, cutoff=0.5)
     if near := list(dict.fromkeys([*inside, *alike]))[:_NEAR_MAX]:
-        return f"The nearest: {', '.join(near)}."
+        return f"The nearest: {_in_a_row(near)}."
     if not names:
         return "There are none."
     more = f", and {len(names) - _LISTED_MAX} more" if len(names) > _LISTED_MAX else ""
-    return f"There are: {', '.join(names[:_LISTED_MAX])}{more}."
+    return f"There are: {_in_a_row(names[:_LISTED_MAX])}{more}."
+
+
+def _in_a_row(names: Iterable[str]) -> str:
+    return ", ".join(visible(name) or "''" for name in names)
 
 
 def runs_of(con: duckdb.DuckDBPyConnection) -> list[Run]:

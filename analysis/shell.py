@@ -163,12 +163,12 @@ class Shell:
                 "Ctrl-C    ends what is being typed, or the query that runs"
             )
         elif text == ".views":
-            print_views(self.con)
+            self._interruptible(lambda: print_views(self.con))
         elif text == ".refresh":
             self._interruptible(self._refresh)
             self._look()
         else:
-            click.echo(f"There is no {text.split()[0]!r}. {naming.nearest(text, _COMMANDS)}", err=True)
+            asking.say(f"There is no {text.split()[0]!r}. {naming.nearest(text, _COMMANDS)}")
 
     def _ask(self, text: str) -> None:
         for statement in asking.statements(self.con, text, self.values):
@@ -178,7 +178,7 @@ class Shell:
                 printing.show(result, self.shape)
                 if not result.count:
                     for reason in asking.why_nothing(self.con, text):
-                        click.echo(reason, err=True)
+                        asking.say(reason)
             asking.say_what_was_passed_over(self.con)
 
     def _refresh(self) -> None:
@@ -195,13 +195,13 @@ class Shell:
             try:
                 work()
             except duckdb.InterruptException:
-                click.echo("Interrupted.", err=True)
+                asking.say("Interrupted.")
             except duckdb.Error as error:
-                click.echo(asking.explained(self.con, error), err=True)
+                asking.say(asking.explained(self.con, error))
             except click.ClickException as error:
-                click.echo(error.format_message(), err=True)
+                asking.say(error.format_message())
             except BaseException as error:  # noqa: BLE001 (the top of a thread: the shell goes on)
-                click.echo(f"{type(error).__name__}: {error}", err=True)
+                asking.say(f"{type(error).__name__}: {error}")
             finally:
                 sys.stdout.flush()
                 is_done.set()

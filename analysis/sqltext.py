@@ -28,6 +28,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _COMPARING = {"like", "ilike", "in", "between"}
+_QUERY = {"select", "from", "with", "values"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class Reference:
     path: tuple[str, ...]
     compared_with: str | None = None
     """`number`, `text` or `bool`."""
+    is_negated: bool = False
+    """Whether by `<>`, `NOT IN` and the like, which hold for what is unlike."""
 
     @property
     def shown(self) -> str:
@@ -105,14 +108,23 @@ def open_quote(text: str) -> str | None:
 def with_references(text: str, sql_of: Callable[[Reference], str], columns: tuple[str, ...]) -> str:
     """Return the condition with each reference into one of the JSON `columns` in its SQL.
 
-    >>> with_references("config.lr > 1e-5 AND name = 'config.lr'", lambda found: f"<{found.shown}>", ("config",))
+    In a query within it, `config.key` is a column of what that one is about.
+
+    >>> def sql_of(found): return f"<{found.shown}>"
+    >>> with_references("config.lr > 1e-5 AND name = 'config.lr'", sql_of, ("config",))
     "<config.lr> > 1e-5 AND name = 'config.lr'"
+    >>> with_references("run_id IN (FROM config SELECT run_id WHERE (config.key) = 'lr') OR (config.lr) > 1", sql_of, ("config",))
+    "run_id IN (FROM config SELECT run_id WHERE (config.key) = 'lr') OR (<config.lr>) > 1"
     """
     found = tokens(text)
     result: list[str] = []
     at = 0
     while at < len(found):
         begin = at
+        if end := _end_of_query(found, at):
+            result += [token.text for token in found[at:end]]
+            at = end
+            continue
         if found[at].text.lower() == "runs" and _is(found, at + 1, "."):
             at += 2
         end = _end_of_reference(found, at, columns)
@@ -121,9 +133,22 @@ def with_references(text: str, sql_of: Callable[[Reference], str], columns: tupl
             at = begin + 1
             continue
         path = tuple(token.name for token in found[at + 2 : end : 2])
-        result.append(sql_of(Reference(found[at].text.lower(), path, _compared_with(found, begin, end))))
+        result.append(sql_of(Reference(found[at].text.lower(), path, *_compared_with(found, begin, end))))
         at = end
     return "".join(result)
+
+
+def _end_of_query(found: list[Token], at: int) -> int | None:
+    """Return where the parentheses end that open at `at`, if a query is in them."""
+    said = (token.text.lower() for token in found[at + 1 :] if token.kind != "space")
+    if found[at].text != "(" or next(said, None) not in _QUERY:
+        return None
+    depth = 0
+    for end in range(at, len(found)):
+        depth += {"(": 1, ")": -1}.get(found[end].text, 0)
+        if not depth:
+            return end + 1
+    return len(found)
 
 
 def _end_of_reference(found: list[Token], at: int, columns: tuple[str, ...]) -> int | None:
@@ -139,15 +164,20 @@ def _is(found: list[Token], at: int, text: str) -> bool:
     return at < len(found) and found[at].text == text
 
 
-def _compared_with(found: list[Token], begin: int, end: int) -> str | None:
-    after = [token for token in found[end:] if token.kind != "space" and token.text not in "(-"][:3]
+def _compared_with(found: list[Token], begin: int, end: int) -> tuple[str | None, bool]:
+    """Return the kind of the literal, and whether what is not so is asked for."""
+    after = [token for token in found[end:] if token.kind != "space" and token.text not in "(-"][:4]
     before = [token for token in found[:begin] if token.kind != "space"][-2:][::-1]
-    if after and after[0].text.lower() == "not":
+    is_not = bool(after) and after[0].text.lower() == "not"
+    if is_not:
         after = after[1:]
-    for pair in (after[:2], before):
+    # What is cast is no longer what it is written as.
+    is_cast = len(after) > 2 and after[2].text == ":"
+    for pair in ([] if is_cast else after[:2], before):
         if len(pair) == 2 and (pair[0].kind == "comparison" or pair[0].text.lower() in _COMPARING):
+            is_negated = is_not or pair[0].text in ("<>", "!=")
             if pair[1].text.lower() in ("true", "false"):
-                return "bool"
+                return "bool", is_negated
             if pair[1].kind in ("number", "text"):
-                return pair[1].kind
-    return None
+                return pair[1].kind, is_negated
+    return None, False

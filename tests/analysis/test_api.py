@@ -132,6 +132,16 @@ def test_runs_are_a_sequence(root: Path) -> None:
     assert repr(runs) == "<Runs demo (4)>"
 
 
+def test_runs_are_their_own_iterator_which_a_loop_begins_anew(root: Path) -> None:
+    runs = Api(root=root).runs("demo")
+
+    assert [next(runs).id, runs.next().id, runs[0].id, next(runs).id] == ["a", "b", "a", "c"]
+    assert iter(runs) is runs
+    assert [next(runs).id, *(run.id for run in runs)] == ["a", *"abcd"]
+    with pytest.raises(StopIteration):
+        next(runs)
+
+
 def test_an_operator_that_is_not_there_and_a_field_that_no_run_has_are_refused_by_name(root: Path) -> None:
     api = Api(root=root)
 
@@ -141,6 +151,9 @@ def test_an_operator_that_is_not_there_and_a_field_that_no_run_has_are_refused_b
         api.runs("demo", {"displayname": "first"})
     with pytest.raises(CommError, match=r"cannot be asked for 'loss'. The nearest"):
         api.runs("demo", order="-loss")
+    for filters in ({5: 1}, {"$and": [{5: 1}]}):
+        with pytest.raises(CommError, match=r"a filter's key is a text, as in .*, not 5\."):
+            api.runs("demo", filters)
     with pytest.raises(CommError, match=r"'\(' is no regular expression"):
         api.runs("demo", {"name": {"$regex": "("}})
 

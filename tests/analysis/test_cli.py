@@ -72,6 +72,10 @@ def test_json_columns_are_json_and_columns_of_one_name_are_told_apart(root: Path
 
     assert rows_of(result)[0] == {"config": {"lr": 0.1}, "run_id": "first", "run_id_1": "first"}
 
+    result = call("sql", "SELECT 1 AS a, 2 AS a, 3 AS a_1", "--json", "--root", str(root))
+
+    assert rows_of(result) == [{"a": 1, "a_1": 2, "a_1_1": 3}]
+
 
 def test_sql_prints_csv_with_whole_values(root: Path) -> None:
     result = call(
@@ -90,6 +94,15 @@ def test_the_query_may_come_from_a_file_or_a_pipe(root: Path, tmp_path: Path) ->
 
     assert rows_of(from_file) == [{"n": 2}]
     assert rows_of(from_pipe) == [{"n": 2}]
+
+
+def test_a_query_that_is_no_text_is_wrong_usage(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "query.sql").write_bytes(b"SELECT '\xff'")
+
+    result = call("sql", "-f", str(tmp_path / "query.sql"), "--root", str(root))
+
+    assert result.exit_code == 2
+    assert f"{str(tmp_path / 'query.sql')!r} is no text: invalid start byte at byte 8." in result.stderr
 
 
 def test_without_a_query_it_says_what_can_be_asked(root: Path) -> None:
@@ -160,7 +173,59 @@ def test_a_table_ends_where_nobody_reads_on(root: Path) -> None:
     lines = result.stdout.splitlines()
     assert len(lines) == 501
     assert max(map(len, lines)) < 220
-    assert "the first 500 rows" in result.stderr
+    assert "the first 500 rows. `--json` prints all." in result.stderr
+
+
+EVIL = "\x1b]0;pwned\x07\x9b31m\u202ered"
+SAID = "\\x1b]0;pwned\\x07\\x9b31m\\u202ered"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("runs",),
+        ("compare", "evil", "first"),
+        ("sql", "FROM metrics"),
+        ("sql", "FROM metrics", "--format", "markdown"),
+        ("sql", f"SELECT 1 AS '{EVIL}', 2 AS '{EVIL}'"),
+        ("sql", "SELECT name::INT FROM runs"),
+        ("sql", "SELECT * FROM metrics WHERE key = 'pwn'"),
+        ("plot", "evil", EVIL),
+        ("plot", "evil", "pwn"),
+        ("export", "evil", "--metric", "pwn"),
+    ],
+)
+def test_no_name_key_or_value_reaches_the_terminal_as_a_command(
+    root: Path, arguments: tuple[str, ...]
+) -> None:
+    run = handmade_run(root, "evil", name=EVIL, config={EVIL: EVIL})
+    run.log(step=0, **{EVIL: 1, "text": EVIL})
+    run.die()
+
+    result = call(*arguments, "--root", str(root))
+
+    assert not set("\x1b\x07\x9b\u202e") & set(result.output)
+    assert SAID in result.output.replace("\\\\", "\\")
+
+
+def test_for_programs_values_stay_as_they_are(root: Path, tmp_path: Path) -> None:
+    query = f"SELECT '{EVIL}' AS evil"
+
+    lines = call("sql", query, "--json", "--root", str(root))
+    table = call("sql", query, "--format", "csv", "--root", str(root))
+
+    assert rows_of(lines) == [{"evil": EVIL}]
+    assert table.stdout == f"evil\n{EVIL}\n"
+
+
+def test_the_end_of_time_is_called_as_in_duckdb(root: Path) -> None:
+    query = "SELECT 'infinity'::TIMESTAMP AS a, '-infinity'::TIMESTAMPTZ AS b, 'infinity'::DATE AS c"
+
+    shown = [call("sql", query, "--format", shape, "--root", str(root)) for shape in ("json", "csv", "table")]
+
+    assert rows_of(shown[0]) == [{"a": "infinity", "b": "-infinity", "c": "infinity"}]
+    assert shown[1].stdout == "a,b,c\ninfinity,-infinity,infinity\n"
+    assert shown[2].stdout.splitlines()[1].split() == ["infinity", "-infinity", "infinity"]
 
 
 def test_many_columns_stand_below_each_other_in_a_terminal(root: Path) -> None:

@@ -13,9 +13,18 @@ import eventlog
 from analysis.cli import main
 
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "small": ({"lr": 9e-6, "optimizer": {"name": "adamw"}, "seed": 2}, {"eval/reward": 0.5}),
-    "large": ({"lr": 1e-5, "optimizer": {"name": "sgd"}, "seed": 10, "amp": True}, {"eval/reward": 0.75}),
-    "text": ({"lr": "auto", "seed": 2**63 + 1, "say 'hi'": 1}, {"eval/reward": float("nan"), "loss": 3}),
+    "small": (
+        {"lr": 9e-6, "optimizer": {"name": "adamw"}, "seed": 2, "mixed": 1},
+        {"eval/reward": 0.5},
+    ),
+    "large": (
+        {"lr": 1e-5, "optimizer": {"name": "sgd"}, "seed": 10, "amp": True, "mixed": True},
+        {"eval/reward": 0.75},
+    ),
+    "text": (
+        {"lr": "auto", "seed": 2**63 + 1, "say 'hi'": 1, "mixed": "true"},
+        {"eval/reward": float("nan"), "loss": 3},
+    ),
 }
 
 
@@ -52,11 +61,29 @@ def ids(result: Result) -> list[str]:
         ("config.\"say 'hi'\" = 1", ["text"]),
         ('summary."eval/reward" < 0.6', ["small"]),
         ('isnan(summary."eval/reward")', ["text"]),
+        ("config.mixed = true", ["large"]),
+        ("config.mixed = 1", ["small"]),
+        ("config.mixed = 'true'", ["text"]),
+        ("config.mixed <> true", ["small", "text"]),
+        ("config.mixed NOT IN (1)", ["large", "text"]),
+        ("'true' != config.mixed", ["large", "small"]),
+        ("config.mixed IS NOT NULL", ["large", "small", "text"]),
+        ("config.lr NOT LIKE 'a%'", ["large", "small"]),
+        ("config.seed = 'abc'", []),
+        ("config.seed LIKE '1%'", []),
+        ("config.seed > '5'::INT", ["large", "text"]),
+        ('summary."eval/reward" > 0.6', ["large"]),
+        ('summary."eval/reward" = 0.5', ["small"]),
+        ('summary."eval/reward" <> 0.5', ["large", "text"]),
+        ("run_id IN (SELECT run_id FROM summary WHERE summary.key = 'loss')", ["text"]),
+        ("(config.seed) > 9 AND EXISTS (FROM config WHERE config.key = 'lr')", ["large", "text"]),
         ("config ->> 'lr' = 'auto' -- and not config.nothing", ["text"]),
         ("run_id = 'config.lr'", []),
     ],
 )
-def test_numbers_compare_as_numbers_and_texts_as_texts(root: Path, where: str, expected: list[str]) -> None:
+def test_numbers_compare_as_numbers_texts_as_texts_and_unlike_things_are_unequal(
+    root: Path, where: str, expected: list[str]
+) -> None:
     result = call(root, "--where", where, "--sort", "run_id", "--json")
 
     assert ids(result) == expected
@@ -84,7 +111,34 @@ def test_what_was_asked_for_is_shown_beside_the_rest(root: Path) -> None:
 
     lines = result.stdout.splitlines()
     assert lines[0].split()[-2:] == ["config.lr", "summary.eval/reward"]
-    assert lines[1].split()[-2:] == ["1e-05", "0.75"]
+    assert lines[1].split()[-2:] == ["0.00001", "0.75"]
+
+
+def test_what_is_compared_is_shown_as_it_is(root: Path) -> None:
+    result = call(root, "--where", "config.mixed <> true", "--sort", "config.mixed")
+
+    assert [line.split()[-1] for line in result.stdout.splitlines()] == ["config.mixed", "1", "true"]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "true); COPY (SELECT 1) TO '{file}'; SELECT (1=1",
+        "true) UNION SELECT * FROM runs WHERE (true",
+        "true]; COPY (SELECT 1) TO '{file}'; SELECT [1",
+        "true; COPY (SELECT 1) TO '{file}'",
+        "(true",
+        "run_id = 'small",
+    ],
+)
+def test_a_condition_is_one_expression_and_nothing_else_runs(root: Path, tmp_path: Path, where: str) -> None:
+    file = tmp_path / "written"
+
+    result = call(root, "--where", where.format(file=file))
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "is one expression" in result.stderr or "Parser Error" in result.stderr
+    assert not file.exists()
 
 
 def test_a_key_that_no_run_has_names_the_nearest(root: Path) -> None:

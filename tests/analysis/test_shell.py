@@ -135,6 +135,29 @@ def test_an_error_is_said_as_by_the_command_and_the_shell_goes_on(terminal: Term
     assert "Thereisnoview'metrcs'.Thenearest:metrics" in wrong_view
 
 
+def test_an_error_that_cannot_be_explained_is_said_in_duckdbs_words(terminal: Terminal) -> None:
+    terminal.type("CREATE MACRO duckdb_views() AS TABLE SELECT 1 AS x;\r")
+    terminal.wait_for("tidelog> ")
+    terminal.type("FROM metrcs;\r")
+    terminal.wait_for("Catalog Error: Table with name metrcs does not exist!")
+    terminal.type("SELECT 6 * 7 AS n;\r")
+
+    terminal.wait_for("42")
+    assert "Traceback" not in terminal.shown
+
+
+def test_the_way_out_of_a_transaction_that_failed_is_said(terminal: Terminal) -> None:
+    terminal.type("BEGIN; SELECT error('first');\r")
+    terminal.wait_for("Input Error: first")
+    terminal.type("SELECT 1;\r")
+    terminal.wait_for("`ROLLBACK;` ends it.")
+    terminal.type(".views\r")
+    terminal.wait_for("`ROLLBACK;` ends it.")
+    terminal.type("ROLLBACK; SELECT 6 * 7 AS n;\r")
+
+    terminal.wait_for("42")
+
+
 def test_ctrl_c_ends_what_is_typed_and_the_query_that_runs_and_not_the_shell(terminal: Terminal) -> None:
     terminal.type("SELECT 'never")
     terminal.wait_for("'never")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -247,12 +248,94 @@ def test_a_pipe_that_closes_early_ends_the_command_without_a_traceback(root: Pat
     assert (done.stdout, done.stderr) == ("n\n0\n", "")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("sql", "SELECT 1"),
+        ("sql", "FROM range(1000000)", "--format", "csv"),
+        ("export", "baseline"),
+        ("report", "baseline", "-o", "-"),
+        ("compare", "baseline"),
+        ("runs",),
+        ("--help",),
+    ],
+)
+def test_a_full_disk_behind_stdout_is_said_in_a_sentence(root: Path, command: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "analysis", *command],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "EVENTLOG_ROOT": str(root)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: stdout could not be written to: No space left on device. It is not whole.\n"
+    )
+
+
 def test_a_link_is_written_through_and_stays_one(root: Path, tmp_path: Path) -> None:
     (tmp_path / "real.csv").write_text("old")
-    (tmp_path / "link.csv").symlink_to("real.csv")
+    (tmp_path / "between.csv").symlink_to("real.csv")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "between.csv")
+    (tmp_path / "new.csv").symlink_to("made.csv")
+    late = "SELECT CASE WHEN range > 20000 THEN error('late') ELSE range END FROM range(30000)"
 
-    result = call(root, "SELECT 1 AS one", "-o", str(tmp_path / "link.csv"))
+    failed = call(root, late, "-o", str(tmp_path / "link.csv"))
+    assert (failed.exit_code, (tmp_path / "real.csv").read_text()) == (2, "old")
+    for name in ("link.csv", "new.csv"):
+        assert call(root, "SELECT 1 AS one", "-o", str(tmp_path / name)).exit_code == 0
 
-    assert result.exit_code == 0
-    assert (tmp_path / "link.csv").is_symlink()
-    assert (tmp_path / "real.csv").read_text() == "one\n1\n"
+    assert [(tmp_path / name).is_symlink() for name in ("link.csv", "between.csv", "new.csv")] == [True] * 3
+    assert (tmp_path / "real.csv").read_text() == (tmp_path / "made.csv").read_text() == "one\n1\n"
+    assert len(os.listdir(tmp_path)) == 5
+
+
+def test_a_link_to_itself_is_no_file(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+
+    result = call(root, "SELECT 1 AS one", "-o", str(tmp_path / "loop.csv"))
+
+    assert result.exit_code == 1
+    assert "loop.csv' could not be written: Too many levels of symbolic links." in result.stderr
+
+
+def test_what_stdout_is_open_on_is_written_to_and_not_replaced(root: Path, tmp_path: Path) -> None:
+    with open(tmp_path / "out", "w+") as out:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "analysis",
+                "sql",
+                "SELECT 1 AS n",
+                "-o",
+                "/dev/stdout",
+                "--format",
+                "csv",
+            ],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "EVENTLOG_ROOT": str(root)},
+            stdout=out,
+            timeout=120,
+        )
+
+        assert (done.returncode, out.read()) == (0, "n\n1\n")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_a_file_keeps_its_permissions_and_a_new_one_has_those_of_others(
+    root: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).touch(0o600)
+
+    for each in (tmp_path / name, tmp_path / f"new-{name}"):
+        assert call(root, "SELECT 1", "-o", str(each)).exit_code == 0
+
+    (tmp_path / "plain").touch()
+    modes = [stat.S_IMODE((tmp_path / each).stat().st_mode) for each in (name, f"new-{name}", "plain")]
+    assert modes == [0o600, modes[2], modes[2]]
