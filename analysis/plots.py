@@ -38,6 +38,8 @@ _LARGEST = 1e300
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _TIME_STEPS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, _HOUR, 2 * _HOUR, 6 * _HOUR, 12 * _HOUR)
 # The names of axes.
+# Of a picture: one of more is a wall that nobody looks at, and takes minutes.
+CHARTS_MAX = 100
 _X_NAMES = {"step": "step", "time": "time since the run began"}
 
 
@@ -232,6 +234,11 @@ def save(
     path: Path, kind: str, charts: Sequence[tuple[str, Sequence[Line]]], x: str, log_x: bool, log_y: bool
 ) -> None:
     """Write the charts, one below the other, into a file of that kind: `png` or `svg`."""
+    if len(charts) > CHARTS_MAX:
+        raise click.UsageError(
+            f"{len(charts):,} charts are too many for one picture, which has {CHARTS_MAX} at most. Name fewer metrics; "
+            "`analysis report` takes any number."
+        )
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:

@@ -1,13 +1,16 @@
-"""What is drawn in a terminal, as text."""
+"""What is drawn in a terminal, as text; and what is too much for a picture."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import click
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from analysis.plots import Axis, Line, drawn
+from analysis.plots import CHARTS_MAX, Axis, Line, drawn, save
 
 
 def text_of(*lines: Line, **options: object) -> list[str]:
@@ -75,3 +78,12 @@ def test_ticks_are_few_and_on_the_axis(low: float, high: float, is_log: bool, is
 
     assert len(ticks) <= 20
     assert all(at is not None and -0.01 <= at <= 1.01 for at in (axis.at(value) for value, _ in ticks))
+
+
+def test_a_picture_of_very_many_charts_is_refused_in_words(tmp_path: Path) -> None:
+    charts = [(f"key{number}", [Line("run", [0, 1], [0.0, 1.0])]) for number in range(CHARTS_MAX + 1)]
+
+    with pytest.raises(click.UsageError, match="101 charts are too many"):
+        save(tmp_path / "x.svg", "svg", charts, "step", False, False)
+
+    assert not list(tmp_path.iterdir())
