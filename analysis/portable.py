@@ -151,7 +151,7 @@ def portable(text: str, schema: Schema, values: Mapping[str, Any] | None = None)
     walk.refuse_what_was_passed_over(tree)
     walk.rewrite(tree)
     try:
-        sql = tree.sql(dialect="spark", comments=False, unsupported_level=errors.ErrorLevel.RAISE)
+        sql = tree.sql(dialect="spark", unsupported_level=errors.ErrorLevel.RAISE)
     except errors.SqlglotError as error:
         raise NotPortable(f"the query has no words in Spark's SQL: {error}.") from None
     return Portable(sql, sorted(walk.notices))

@@ -179,7 +179,6 @@ SAME = [
     "SELECT key FROM metrics WHERE text IN (SELECT text FROM metrics) AND NOT step IN (SELECT step FROM metrics WHERE step > 2)",
     "SELECT key FROM metrics GROUP BY key HAVING key NOT IN (SELECT key FROM config) AND count(*) > 1",
     "SELECT config FROM runs UNION ALL SELECT summary FROM runs",
-    "SELECT --+ BROADCAST((\n key FROM metrics",
 ]  # fmt: skip
 
 
