@@ -6,6 +6,7 @@ Invariants
 ----------
 * This is a list of what is allowed.  A function, an operator, a clause or an option of one that is not on it is refused, also
   if it is new in DuckDB, in Spark or in sqlglot.
+* What the three parsers could bind otherwise is in parentheses, and a name has one meaning in all of the query, or it is refused.
 * Nothing is cast behind the user's back but a whole number to a DOUBLE: that is the one cast that both do alike.
 * An answer is a multiset of rows, in the order of its ORDER BY; where rows of a LIMIT could be other ones, it is refused.
 * Sums and means of DOUBLEs are the one exception: each engine, each time, adds in some order.  They are let through, and said.
@@ -17,8 +18,10 @@ tests/analysis/test_spark.py, which asks both engines.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from sqlglot import errors, exp, parse
@@ -28,7 +31,7 @@ from sqlglot.optimizer.scope import Scope, traverse_scope
 Schema = Mapping[str, Mapping[str, str]]
 
 INT, DOUBLE, TEXT, BOOL, TIME = "whole numbers", "DOUBLE", "VARCHAR", "BOOLEAN", "TIMESTAMP"
-HUGE, FRACTION, NULL, OPAQUE = "HUGEINT", "a DECIMAL", "NULL", "JSON or a list"
+HUGE, FRACTION, NULL, JSON, LIST = "HUGEINT", "a DECIMAL", "NULL", "JSON", "a list"
 _KINDS = {
     "BIGINT": INT,
     "INTEGER": INT,
@@ -36,6 +39,7 @@ _KINDS = {
     "VARCHAR": TEXT,
     "BOOLEAN": BOOL,
     "TIMESTAMP WITH TIME ZONE": TIME,
+    "JSON": JSON,
 }
 _ORDERED = (INT, DOUBLE, TEXT, BOOL, TIME, HUGE)
 _INT_MAX = 2**63 - 1
@@ -128,10 +132,11 @@ def portable(text: str, schema: Schema, values: Mapping[str, Any] | None = None)
     tree = _parsed(text)
     _put_values(tree, values or {})
     _refuse_clauses(tree)
+    _refuse_what_may_bind_otherwise(tree)
     _refuse_names_with_two_meanings(tree, schema)
     try:
-        for select in tree.find_all(exp.Select):
-            _write_out_all(select)
+        for query in tree.find_all(exp.Select, exp.Union):
+            _write_out_all(query)
         tree = qualify(
             tree,
             schema={view: dict(columns) for view, columns in schema.items()},
@@ -143,6 +148,7 @@ def portable(text: str, schema: Schema, values: Mapping[str, Any] | None = None)
     walk = _Walk(schema)
     for scope in traverse_scope(tree):
         walk.scope(scope)
+    walk.refuse_what_was_passed_over(tree)
     walk.rewrite(tree)
     try:
         sql = tree.sql(dialect="spark", unsupported_level=errors.ErrorLevel.RAISE)
@@ -191,6 +197,8 @@ def _put_values(tree: exp.Query, values: Mapping[str, Any]) -> None:
         if name not in values:
             raise _refused(f"${name}", "it has no value")
         value = values[name]
+        if isinstance(value, float) and not isfinite(value):
+            raise _refused(f"${name}", "it is beyond DOUBLE")
         if isinstance(value, str):
             node.replace(exp.Literal.string(value))
         else:
@@ -206,20 +214,58 @@ def _refuse_clauses(tree: exp.Query) -> None:
     for select in tree.find_all(exp.Select):
         _only(select, _SELECT)
     for node in tree.find_all(exp.Union):
-        _only(node, {"this", "expression", "distinct", "with_"})
+        _only(node, {"this", "expression", "distinct", "with_", "order", "limit", "offset"})
     for node in tree.find_all(exp.Except, exp.Intersect):
         raise _refused(_name(node).upper(), "it is not known to mean the same on Spark")
     for node in tree.find_all(exp.With):
         if node.args.get("recursive"):
             raise _refused("WITH RECURSIVE", "Spark has it since 4.1 only")
+        if node.parent is not tree:
+            raise _refused(
+                "a WITH inside a query", "its names would be those of all of it; write it at the beginning"
+            )
+    for cte in tree.find_all(exp.CTE):
+        _only(cte, {"this", "alias"})
+    for join in tree.find_all(exp.Join):
+        _only(join, {"this", "on", "using", "side", "kind"})
+    for alias in tree.find_all(exp.TableAlias):
+        if alias.columns:
+            raise _refused(f"{alias.name}(…)", "name the columns in the query, with AS")
+    for subquery in tree.find_all(exp.Subquery):
+        if not isinstance(subquery.unnest(), exp.Query):
+            raise _refused("a JOIN in parentheses", "write a query there")
     for node in tree.find_all(exp.Star):
         if node.args.get("replace") or node.args.get("rename"):
             raise _refused("* REPLACE", "write the columns out")
 
 
+_COMPARING = (
+    *(exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE, exp.NullSafeEQ, exp.NullSafeNEQ),
+    *(exp.Is, exp.In, exp.Between, exp.Like),
+)
+
+
+def _refuse_what_may_bind_otherwise(tree: exp.Query) -> None:
+    """Refuse a condition as a bare operand, and a comma beside JOIN: of `a = b IN (c)` each parser makes something else."""
+    for select in tree.find_all(exp.Select):
+        joins = select.args.get("joins") or []
+        has_comma = [join.args.keys().isdisjoint(("on", "using", "kind", "side", "method")) for join in joins]
+        if any(has_comma) and not all(has_comma):
+            raise _refused("a comma beside JOIN", "each engine joins them in another order; write CROSS JOIN")
+    for node in tree.find_all(*_COMPARING):
+        for operand in (node.args.get(each) for each in ("this", "expression", "low", "high")):
+            if isinstance(operand, (*_COMPARING, exp.Not, exp.And, exp.Or)):
+                raise _refused(
+                    f"{_name(operand)} within {_name(node)}",
+                    "each engine binds them in another order; put the inner one into parentheses",
+                )
+
+
 def _refuse_names_with_two_meanings(tree: exp.Query, schema: Schema) -> None:
-    """Refuse an alias that is also the name of a column and is referred to: the engines take one or the other."""
+    """Refuse an alias that another column has too and that is referred to: the engines take one or the other."""
     columns = {name.lower() for view in schema.values() for name in view}
+    given = Counter(each.alias.lower() for each in tree.find_all(exp.Alias))
+    columns |= {name for name, times in given.items() if times > 1}
     for select in tree.find_all(exp.Select):
         aliases = {
             each.alias.lower()
@@ -241,31 +287,44 @@ def _refuse_names_with_two_meanings(tree: exp.Query, schema: Schema) -> None:
                         if not inside_itself:
                             raise _refused(
                                 f"the name {column.name!r}",
-                                "it is a column and an alias here; call the alias otherwise",
+                                "two columns have it here; call the alias otherwise",
                             )
 
 
-def _write_out_all(select: exp.Select) -> None:
+def _write_out_all(query: exp.Query) -> None:
     """Write GROUP BY ALL and ORDER BY ALL out: the engines' are the same only where no column is a star."""
-    group, order = select.args.get("group"), select.args.get("order")
+    group, order = query.args.get("group"), query.args.get("order")
     is_all = order is not None and any(isinstance(each.this, exp.Var) for each in order.expressions)
     if not (is_all or (group is not None and group.args.get("all"))):
         return
-    if select.is_star:
+    if query.is_star:
         raise _refused("ALL beside *", "write the columns out")
     if group is not None and group.args.get("all"):
-        of_rows = [each for each in select.expressions if not each.find(exp.AggFunc)]
-        for each in select.expressions:
+        of_rows = [at for at, each in enumerate(query.selects) if not each.find(exp.AggFunc)]
+        for each in query.selects:
+            if each.find(exp.Window, exp.Query) or not each.find(exp.Column, exp.AggFunc):
+                raise _refused(
+                    "GROUP BY ALL",
+                    "the engines group otherwise by a constant, a window or a query; write GROUP BY out",
+                )
             if each.find(exp.AggFunc) and any(
                 column.find_ancestor(exp.AggFunc, exp.Filter) is None for column in each.find_all(exp.Column)
             ):
                 raise _refused(
                     "GROUP BY ALL", "a column mixes an aggregate with what is grouped by; write GROUP BY out"
                 )
+        names = {each.alias_or_name.lower() for each in query.selects}
+        for part in (query.args.get("having"), order):
+            for column in part.find_all(exp.Column) if part else []:
+                is_of_answer = not column.table and column.name.lower() in names
+                if not is_of_answer and column.find_ancestor(exp.AggFunc, exp.Select) is query:
+                    raise _refused(
+                        "GROUP BY ALL", "it groups by what HAVING and ORDER BY name too; write GROUP BY out"
+                    )
         group.set("all", None)
-        group.set("expressions", [each.unalias().copy() for each in of_rows])
+        group.set("expressions", [exp.Literal.number(at + 1) for at in of_rows])
         if not of_rows:
-            select.set("group", None)
+            query.set("group", None)
     if is_all:
         assert order is not None
         (every,) = order.expressions
@@ -277,7 +336,7 @@ def _write_out_all(select: exp.Select) -> None:
                     desc=every.args.get("desc"),
                     nulls_first=every.args.get("nulls_first"),
                 )
-                for at in range(len(select.expressions))
+                for at in range(len(query.selects))
             ],
         )
 
@@ -320,6 +379,7 @@ class _Walk:
         """Of each SELECT its columns, with their kinds."""
         self._scope: Scope | None = None
         self._rewrites: dict[int, Callable[[exp.Expression], exp.Expression]] = {}
+        self._seen: set[int] = set()
 
     # -- queries --
 
@@ -334,6 +394,8 @@ class _Walk:
                 for kind in kinds:
                     self._comparable("UNION", kind)
             self._outputs[id(node)] = dict(zip(left, kinds, strict=True))
+            self._order_of_union(node)
+            self._limit(node)
             return
         if not isinstance(node, exp.Select):
             raise _refused(_name(node))
@@ -368,6 +430,15 @@ class _Walk:
                 self._comparable("DISTINCT", kind)
         if order := node.args.get("order"):
             self._order(order)
+            if order.find(exp.Window):
+                raise _refused(
+                    "ORDER BY of a window", "Spark has none; make it a column of the query around it"
+                )
+            of_rows = order.find(exp.AggFunc) or any(each.table for each in order.find_all(exp.Column))
+            if distinct and of_rows:
+                raise _refused(
+                    "DISTINCT … ORDER BY", "of equal rows it is not said which; order by the columns"
+                )
         self._limit(node)
 
     def _sources(self, node: exp.Select) -> None:
@@ -394,7 +465,20 @@ class _Walk:
             _only(each, {"this", "desc", "nulls_first"})
             self._comparable("ORDER BY", self.kind(each.this))
 
-    def _limit(self, node: exp.Select) -> None:
+    def _order_of_union(self, node: exp.Union) -> None:
+        columns = self._outputs[id(node)]
+        order = node.args.get("order")
+        for each in order.expressions if order else []:
+            _only(each, {"this", "desc", "nulls_first"})
+            by = each.this
+            if not isinstance(by, exp.Column) or by.table or by.name not in columns:
+                raise _refused(
+                    "ORDER BY of a UNION", "it is by a column of the first side, by its name or its place"
+                )
+            self._comparable("ORDER BY", columns[by.name])
+            self._seen.add(id(by))
+
+    def _limit(self, node: exp.Select | exp.Union) -> None:
         for part in ("limit", "offset"):
             limit = node.args.get(part)
             if limit is None:
@@ -407,7 +491,7 @@ class _Walk:
             # By its name or by what it is.
             outputs = [
                 {each.unalias().sql(), exp.to_identifier(each.alias_or_name, quoted=True).sql()}
-                for each in node.expressions
+                for each in node.selects
             ]
             group = node.args.get("group")
             grouped = (
@@ -435,6 +519,7 @@ class _Walk:
             raise _refused(_name(node))
         options, handler = allowed
         _only(node, options)
+        self._seen.add(id(node))
         return handler(self, node)
 
     def _is(self, node: exp.Expression, *kinds: str) -> str:
@@ -485,7 +570,7 @@ class _Walk:
                 f"the column {node.sql()}", "it is of a query around this one, which is not followed"
             )
         columns = {name.lower(): kind for name, kind in self._schema.get(source.name, {}).items()}
-        return _KINDS.get(columns[node.name.lower()], OPAQUE)
+        return _KINDS.get(columns[node.name.lower()], LIST)
 
     def _literal(self, node: exp.Expression) -> str:
         if node.is_string:
@@ -517,14 +602,21 @@ class _Walk:
         return self._is(node.this, BOOL)
 
     def _is_null(self, node: exp.Expression) -> str:
-        self.kind(node.this)
-        if not isinstance(node.expression, (exp.Null, exp.Boolean)):
-            raise _refused("IS")
+        kind = self.kind(node.this)
+        if not isinstance(node.expression, exp.Null) and not (
+            isinstance(node.expression, exp.Boolean) and kind == BOOL
+        ):
+            raise _refused(f"IS of {kind}")
         return BOOL
 
     def _in(self, node: exp.Expression) -> str:
         kinds = [self.kind(node.this), *(self.kind(each) for each in node.expressions)]
         if query := node.args.get("query"):
+            if not _is_condition(node):
+                raise _refused(
+                    "IN of a query as a value",
+                    "Spark takes its NULL for false; make it a condition of WHERE or HAVING, beside others only with AND",
+                )
             outputs = self._outputs.get(id(query.unnest()))
             if outputs is None or len(outputs) != 1:
                 raise _refused("IN of a query", "it has one column")
@@ -573,6 +665,8 @@ class _Walk:
         return INT
 
     def _negative(self, node: exp.Expression) -> str:
+        if node.this.sql() == str(2**31):
+            self._as_bigint(node)
         return self._is(node.this, INT, DOUBLE, FRACTION)
 
     def _wrapped(self, node: exp.Expression) -> str:
@@ -613,6 +707,11 @@ class _Walk:
 
     def _length(self, node: exp.Expression) -> str:
         self._is(node.this, TEXT)
+        return self._as_bigint(node)
+
+    def _as_bigint(self, node: exp.Expression) -> str:
+        # An INTEGER there, which would overflow before DuckDB's BIGINT.
+        self._rewrites[id(node)] = lambda node: exp.cast(node.copy(), "BIGINT")
         return INT
 
     def _absolute(self, node: exp.Expression) -> str:
@@ -635,6 +734,7 @@ class _Walk:
         of = [self.kind(node.this)] if node.this else []
         kinds = []
         for each in node.args["ifs"]:
+            self._seen.add(id(each))
             if of:
                 self._comparable("CASE", self._alike("CASE", [*of, self.kind(each.this)]))
             else:
@@ -733,12 +833,21 @@ class _Walk:
             self._order(order)
         if isinstance(node.this, (exp.Rank, exp.DenseRank)):
             _only(node.this, ())
-            return INT
+            self._seen.add(id(node.this))
+            return self._as_bigint(node)
         if not isinstance(node.this, (exp.Count, exp.Min, exp.Max, exp.Sum)):
             raise _refused(_name(node.this))
+        if isinstance(node.this.this, exp.Distinct):
+            raise _refused("count(DISTINCT …) of a window", "Spark has none")
         return self.kind(node.this)
 
     # -- writing --
+
+    def refuse_what_was_passed_over(self, tree: exp.Query) -> None:
+        """Refuse what stands where none of the above looks."""
+        for node in tree.find_all(exp.Column, exp.Func, exp.Binary):
+            if id(node) not in self._seen:
+                raise _refused(f"{_name(node)} at this place")
 
     def rewrite(self, tree: exp.Query) -> None:
         # Children first: what is put in the place of a parent takes them along.
@@ -749,6 +858,18 @@ class _Walk:
 
 def _double(text: str) -> exp.Expression:
     return exp.cast(exp.Literal.string(text), "DOUBLE")
+
+
+def _is_condition(node: exp.Expression) -> bool:
+    """Whether it is one of those that WHERE or HAVING has, joined by AND; or NOT of it is."""
+    within = node.parent
+    while isinstance(within, exp.Paren):
+        within = within.parent
+    if isinstance(within, exp.Not):
+        within = within.parent
+    while isinstance(within, (exp.Paren, exp.And)):
+        within = within.parent
+    return isinstance(within, (exp.Where, exp.Having)) and isinstance(within.parent, exp.Select)
 
 
 def _is_zero(node: exp.Expression) -> bool:

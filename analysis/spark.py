@@ -54,6 +54,11 @@ _SETTINGS = {
     "spark.sql.parser.escapedStringLiterals": "false",
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.caseSensitive": "false",
+    # Else ${…} is replaced, in quotes too, by what its environment and its settings say.
+    "spark.sql.variable.substitute": "false",
+    # ORDER BY ALL and GROUP BY ALL are written as places.
+    "spark.sql.orderByOrdinal": "true",
+    "spark.sql.groupByOrdinal": "true",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
 }
@@ -73,7 +78,10 @@ def translated(con: duckdb.DuckDBPyConnection, text: str, values: Mapping[str, A
     """Return the query in Spark's words; end the command where it is not portable. `con` is over a pack."""
     from analysis import asking, naming
 
-    (*_, statement) = asking.statements(con, text, values)
+    found = asking.statements(con, text, values)
+    if len(found) != 1:
+        raise NotFound("Spark is asked one query at a time.")
+    (statement,) = found
     described = con.execute(
         f"DESCRIBE {statement.query.strip().rstrip(';')}", dict(values) or None
     ).fetchall()

@@ -165,6 +165,20 @@ SAME = [
     "SELECT sum(int), max(key), count(*) FROM checkpoints c JOIN metrics m USING (run_id)",
     "SELECT project FROM runs WHERE project = '001' AND run_id = '007'",
     "SELECT finished, not_shown FROM sync_state WHERE finished",
+    "SELECT '${env:HOME}' AS a, '${spark.app.name}' AS b, '$${x}' AS c",
+    "SELECT key, count(*) AS c FROM metrics WHERE ((step > 1) = (value > 1)) IN (true, NULL) GROUP BY key",
+    "SELECT (step > 1) < ((step > 2) NOT BETWEEN false AND false) AS c, ('x' || step::VARCHAR IN ('x1')) = true AS d FROM metrics",
+    "WITH best AS (SELECT run_id AS r, max(step) AS top FROM metrics GROUP BY run_id) SELECT r, 0 - top AS worst FROM best ORDER BY 0 - top, r LIMIT 3",
+    "SELECT key FROM metrics UNION SELECT key FROM config ORDER BY key DESC",
+    "SELECT key AS a, text AS b FROM metrics UNION ALL SELECT text AS b, key AS a FROM metrics ORDER BY 2, a LIMIT 9",
+    "SELECT key, step FROM metrics UNION SELECT key, 1 FROM config ORDER BY ALL LIMIT 20",
+    "SELECT 3 AS c, key, count(*) AS counted FROM metrics GROUP BY 1, 2",
+    "SELECT length(key) * 1000000000 AS a, rank() OVER (ORDER BY step) * 1000000000 AS b FROM metrics",
+    "SELECT -2147483648 - 1 AS a, - -2147483648 AS b",
+    "SELECT count(*) AS c FROM metrics m, runs r, config c WHERE m.run_id = r.run_id AND c.run_id = r.run_id",
+    "SELECT key FROM metrics WHERE text IN (SELECT text FROM metrics) AND NOT step IN (SELECT step FROM metrics WHERE step > 2)",
+    "SELECT key FROM metrics GROUP BY key HAVING key NOT IN (SELECT key FROM config) AND count(*) > 1",
+    "SELECT config FROM runs UNION ALL SELECT summary FROM runs",
 ]  # fmt: skip
 
 
@@ -325,7 +339,7 @@ REFUSED = {
     "SELECT key SIMILAR TO 'a' FROM metrics": "not known",
     "SELECT config ->> 'lr' FROM runs": "JSON",
     "SELECT value -> '$.a' FROM config": "JSON",
-    "SELECT count(*) FROM config GROUP BY value": "JSON or a list",
+    "SELECT count(*) FROM config GROUP BY value": "of JSON",
     "SELECT tags[1] FROM runs": "lists and structs",
     "SELECT unnest(tags) FROM runs": "lists and structs",
     "SELECT list_contains(tags, 'x') FROM runs": "lists and structs",
@@ -366,11 +380,44 @@ REFUSED = {
     "SELECT key FROM metrics m WHERE EXISTS (SELECT 1 FROM alerts a WHERE a.run_id = m.run_id)": "query around this one",
     "SELECT (SELECT key FROM config) FROM metrics": "aggregate without GROUP BY",
     "WITH RECURSIVE t AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM t WHERE n < 3) SELECT n FROM t": "WITH RECURSIVE",
-    "SELECT key FROM (VALUES (1)) t (key)": "types are guessed",
-    "SELECT max(step) AS step FROM metrics GROUP BY run_id ORDER BY step": "a column and an alias",
+    "SELECT 1 FROM (VALUES (1)) t": "types are guessed",
+    "SELECT max(step) AS step FROM metrics GROUP BY run_id ORDER BY step": "two columns have it",
     "SELECT max(value, 2) FROM metrics": "not known",
     "SELECT fsum(value) FROM metrics": "order",
     "SELECT count(DISTINCT (key, step)) FROM metrics": "not known",
+    "SELECT -x AS x FROM (SELECT DISTINCT step AS x FROM metrics) ORDER BY -x": "two columns have it",
+    "WITH best AS (SELECT run_id AS r, max(step) AS top FROM metrics GROUP BY run_id) SELECT r, 0 - top AS top FROM best ORDER BY 0 - top, top, r LIMIT 3": "two columns have it",
+    "SELECT p AS q, q AS p FROM (SELECT run_id AS p, project AS q FROM runs) ORDER BY p || '', p, q LIMIT 3": "two columns have it",
+    "WITH x AS (WITH runs AS (SELECT step AS s FROM metrics WHERE key = 'ok') SELECT s FROM runs) SELECT count(*) FROM x, runs": "write it at the beginning",
+    "SELECT count(*) AS c FROM (WITH metrics AS (SELECT * FROM metrics WHERE key = 'ok') SELECT * FROM metrics) a CROSS JOIN (SELECT 1 AS one FROM metrics) b": "write it at the beginning",
+    "WITH a AS MATERIALIZED (SELECT key FROM metrics) SELECT key FROM a": "materialized",
+    "SELECT count(*) FROM metrics WHERE (value > 1) = (value > 2) IN (true, false)": "into parentheses",
+    "SELECT (step > 1) < (step > 2) NOT BETWEEN false AND false AS x FROM metrics": "into parentheses",
+    "SELECT (value > 1) = (value > 2) BETWEEN false AND true AS x FROM metrics": "into parentheses",
+    "SELECT 'x' || step::VARCHAR IN ('x1') = true AS x FROM metrics": "into parentheses",
+    "SELECT key LIKE 'a' = ok FROM (SELECT key, step > 1 AS ok FROM metrics)": "into parentheses",
+    "SELECT value IS NULL IS NULL FROM metrics": "into parentheses",
+    "SELECT m.a FROM metrics AS m(a, b)": "with AS",
+    "WITH t(a, b) AS (SELECT key, value FROM metrics) SELECT a, b FROM t": "with AS",
+    "SELECT b.s FROM (SELECT 1 AS m) a, (SELECT 2 AS s) b FULL JOIN (SELECT 3 AS c) c ON b.s = c.c": "write CROSS JOIN",
+    "SELECT m.key FROM metrics m JOIN (config c JOIN runs r ON lower(c.run_id) = r.run_id) ON m.run_id = r.run_id": "JOIN in parentheses",
+    "SELECT run_id FROM runs NATURAL JOIN sync_state": "method",
+    "SELECT count(DISTINCT text) OVER () FROM metrics": "of a window",
+    "SELECT DISTINCT key FROM metrics ORDER BY step": "of equal rows",
+    "SELECT DISTINCT key FROM metrics GROUP BY key ORDER BY count(*)": "of equal rows",
+    "SELECT key FROM metrics ORDER BY sum(step) OVER (PARTITION BY key), key": "ORDER BY of a window",
+    "SELECT key FROM metrics UNION SELECT key FROM config ORDER BY key || 'x'": "first side",
+    "SELECT key FROM metrics UNION SELECT key FROM config LIMIT 3": "put all columns into ORDER BY",
+    "SELECT 3 AS c FROM metrics GROUP BY ALL": "write GROUP BY out",
+    "SELECT count(*) OVER () AS c FROM metrics GROUP BY ALL": "write GROUP BY out",
+    "SELECT (SELECT max(step) FROM metrics) AS c FROM metrics GROUP BY ALL": "write GROUP BY out",
+    "SELECT step % 3 AS k FROM metrics GROUP BY ALL HAVING rank = 0": "write GROUP BY out",
+    "SELECT key, count(*) AS c FROM metrics GROUP BY ALL ORDER BY step": "write GROUP BY out",
+    "SELECT key IN (SELECT text FROM metrics) AS c FROM metrics": "NULL for false",
+    "SELECT key FROM metrics WHERE step > 1 OR key IN (SELECT text FROM metrics)": "NULL for false",
+    "SELECT count(*) FILTER (WHERE key NOT IN (SELECT text FROM metrics)) AS c FROM metrics": "NULL for false",
+    "SELECT step IS TRUE FROM metrics": "IS of whole numbers",
+    "SELECT coalesce(config, tags) FROM runs": "JSON and a list",
     "COPY metrics TO 'x.parquet'": "SELECT",
     "SELECT 1; SELECT 2": "one query at a time",
 }  # fmt: skip
@@ -430,6 +477,22 @@ def test_a_refusal_says_the_way_out(pack: Path) -> None:
     assert result.exit_code == 2
     assert "median is not portable: between two values" in result.stderr
     assert "`--engine duckdb` answers it." in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("query", "value", "reason"),
+    [
+        ("SELECT key FROM metrics WHERE value > $x", "1e999", "$x is not portable: it is beyond DOUBLE"),
+        (";", "2", "one query at a time"),
+    ],
+)
+def test_a_value_or_a_text_that_spark_could_not_take_is_refused(
+    query: str, value: str, reason: str, pack: Path
+) -> None:
+    result = call(query, "-p", f"x={value}", "--pack", pack, "--engine", "spark")
+
+    assert result.exit_code == 2
+    assert reason in result.stderr
 
 
 def test_what_duckdb_refuses_is_refused_in_its_words(pack: Path) -> None:
