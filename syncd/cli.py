@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -486,7 +487,7 @@ def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float) -> None:
         sys.exit(3)
     url = credentials.base_url()
 
-    def say(daemon: Daemon) -> None:
+    def say(daemon: Daemon, watch: Watch) -> None:
         gate = daemon.gate
         service.notify(f"READY=1\nSTATUS={'uploads to' if gate.is_open else 'cannot reach'} {url}")
         instance.write_page(
@@ -497,19 +498,20 @@ def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float) -> None:
                 if gate.is_open
                 else round(max(0.0, gate.next_try_s - time.monotonic()), 1),
                 "error": gate.reason,
+                "degraded": watch.degraded,
                 "base_url": url,
             }
         )
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
-        watch = Watch(lambda run_dir: loop.call_soon_threadsafe(daemon.hint, run_dir))
+        watch = Watch(lambda run_dir: daemon.hint(run_dir), loop.call_soon_threadsafe)
         daemon = Daemon(
             roots=lambda: _roots(roots),
             api=WandbApi(url, lambda: credentials.api_key(url)),
             flush_s=flush_s,
-            on_change=say,
-            watch_root=watch.add,
+            on_change=lambda daemon: say(daemon, watch),
+            watch_roots=watch.look_after,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, daemon.stop)
@@ -532,6 +534,8 @@ def _log_to_stderr() -> None:
     logger = logging.getLogger("syncd")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    # watchdog puts its whole table of watches in it, and means only that it looked at a directory twice.
+    warnings.filterwarnings("ignore", "Callback with id ", RuntimeWarning)
 
 
 def _warn_without_key() -> None:
@@ -825,6 +829,8 @@ def _table(
         line += f"\n{daemon['error']}"
         if daemon.get("next_try_s") is not None:
             line += f" (asked again in {_duration(daemon['next_try_s'])})"
+    if daemon.get("degraded"):
+        line += f"\ndegraded, some seconds slower: {daemon['degraded']}"
     shown = runs
     if not shows_all and len(runs) > SHOWN_MAX:
         shown = [run for run in runs if run.state != "synced" or run.lacks_something]

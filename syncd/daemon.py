@@ -132,8 +132,8 @@ class Daemon:
     flush_s: float = FLUSH_S
     steady_s: float = STEADY_S
     on_change: Callable[[Daemon], None] = lambda daemon: None
-    watch_root: Callable[[Path], bool] = lambda root: False
-    """Begin to watch a root if it is not watched; say whether it was begun."""
+    watch_roots: Callable[[list[Path]], bool] = lambda roots: False
+    """Look after the watching of the roots, and hint what was missed; say whether how they are watched has changed."""
     clock: Callable[[], float] = time.monotonic
     """Any monotonic seconds."""
     last_good_s: float = float("-inf")
@@ -167,9 +167,8 @@ class Daemon:
                 if now_s >= next_roots_s:
                     known = list(self.roots())
                     next_roots_s = now_s + ROOTS_S
-                    # All are asked: a root may not have existed before.
-                    if sum(self.watch_root(root) for root in known):
-                        next_scan_s = now_s
+                    if self.watch_roots(known):
+                        self._say_change()
                 if now_s >= next_scan_s:
                     self._scan(known, now_s)
                     next_scan_s = now_s + SCAN_S

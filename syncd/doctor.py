@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eventlog import roots as known_roots
-from syncd import credentials
+from syncd import credentials, mounts
 from syncd.instance import Instance
 
 if TYPE_CHECKING:
@@ -40,27 +40,6 @@ _INODES_ODD = 10_000
 _WATCHES_PART = 0.5
 _INOTIFY = Path("/proc/sys/fs/inotify")
 _OLDEST_SDK = (0, 20)
-# Inotify hears nothing of what another machine writes on these.
-NETWORK_FILE_SYSTEMS = frozenset(
-    [
-        "nfs",
-        "nfs4",
-        "lustre",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "gpfs",
-        "beegfs",
-        "ceph",
-        "glusterfs",
-        "9p",
-        "afs",
-        "fuse.sshfs",
-        "fuse.s3fs",
-        "fuse.rclone",
-        "fuse.glusterfs",
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +67,7 @@ def findings(
     registered = set(known_roots.registered())
     for root in roots:
         yield from _root(root, root in registered)
-    yield from watches([root for root in roots if root.is_dir()], _INOTIFY)
+    yield from watches([root for root in roots if _is_watched(root)], _INOTIFY)
     yield _versions()
 
 
@@ -101,6 +80,11 @@ def _daemon(instance: Instance) -> Finding:
         return Finding(
             "daemon", ODD, f"process {pid} is offline: {page.get('error') or 'no reason said'}", "see below"
         )
+    if page.get("degraded"):
+        return Finding(
+            "daemon", ODD, f"process {pid} runs, degraded: {page['degraded']}",
+            "nothing is lost: it costs some seconds of latency, and is tried again by itself",
+        )  # fmt: skip
     return Finding("daemon", WELL, f"process {pid} runs")
 
 
@@ -197,8 +181,8 @@ def _root(root: Path, is_registered: bool) -> Iterator[Finding]:
             f"chown or chmod u+rwx {root}, or run syncd as who trains",
         )
         return
-    kind = file_system_of(root.resolve(), _mounts())
-    if kind in NETWORK_FILE_SYSTEMS:
+    kind = mounts.kind_of(root.resolve())
+    if not mounts.tells_all(kind):
         yield Finding(
             name, ODD, f"lies on {kind}: what other machines write is found by looking, not heard of",
             "nothing to do: it costs some seconds of latency, and no data",
@@ -224,6 +208,10 @@ def space(name: str, free_bytes: int, free_inodes: int | None) -> Finding:
     return Finding(what, WELL, said)
 
 
+def _is_watched(root: Path) -> bool:
+    return root.is_dir() and mounts.tells_all(mounts.kind_of(root.resolve()))
+
+
 def watches(roots: Sequence[Path], limits: Path) -> Iterator[Finding]:
     """Say whether inotify has a watch for each directory below the roots."""
     try:
@@ -234,7 +222,7 @@ def watches(roots: Sequence[Path], limits: Path) -> Iterator[Finding]:
         return
     needed = sum(1 for root in roots for _ in os.walk(root))
     said = f"{needed:,} directories, {most:,} watches and {instances:,} instances a user"
-    mend = f"sysctl fs.inotify.max_user_watches={max(524_288, 4 * needed)} (or ask who may); until then roots are looked at once a minute"
+    mend = f"sysctl fs.inotify.max_user_watches={max(524_288, 4 * needed)} (or ask who may); until then what is new is found by looking, some seconds later"
     if needed > most:
         yield Finding("inotify", ODD, f"{said}: too few", mend)
     elif needed > most * _WATCHES_PART:
@@ -265,32 +253,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def file_system_of(path: Path, mounts: str) -> str | None:
-    r"""Return the kind of file system of a path, as `/proc/mounts` has it: the deepest mount above it, of equals the last.
-
-    >>> mounts = "dev / ext4 rw 0 0\nsrv:/home /home nfs4 rw 0 0\nx /home/me/my\\040runs fuse.sshfs rw 0 0\n"
-    >>> file_system_of(Path("/home/me/runs"), mounts), file_system_of(Path("/homes"), mounts)
-    ('nfs4', 'ext4')
-    >>> file_system_of(Path("/home/me/my runs/a"), mounts)
-    'fuse.sshfs'
-    """
-    found: tuple[int, str] | None = None
-    for line in mounts.splitlines():
-        fields = line.split(" ")
-        if len(fields) < 3:
-            continue
-        point = Path(
-            fields[1].encode().decode("unicode_escape").encode("latin-1").decode(errors="surrogateescape")
-        )
-        if path.is_relative_to(point) and (found is None or len(point.parts) >= found[0]):
-            found = len(point.parts), fields[2]
-    return found[1] if found else None
-
-
-def _mounts() -> str:
-    try:
-        return Path("/proc/mounts").read_text(errors="surrogateescape")
-    except OSError:
-        return ""

@@ -188,6 +188,7 @@ def as_json(daemon: dict[str, Any], runs: list[RunStatus]) -> dict[str, Any]:
             "since": daemon.get("since"),
             "next_try_s": daemon.get("next_try_s"),
             "error": daemon.get("error"),
+            "degraded": daemon.get("degraded"),
         },
         "runs": [asdict(run) for run in runs],
     }

@@ -75,9 +75,9 @@ async def _both(
 ) -> None:
     daemon: Daemon = daemon_of(server, root, until_synced=False, **options)
     loop = asyncio.get_running_loop()
-    watch = Watch(lambda run_dir: loop.call_soon_threadsafe(daemon.hint, run_dir))
+    watch = Watch(daemon.hint, loop.call_soon_threadsafe)
     if is_watching:
-        daemon.watch_root = watch.add
+        daemon.watch_roots = watch.look_after
     running = asyncio.ensure_future(daemon.run())
     try:
         await asyncio.wait_for(asyncio.to_thread(play), DEADLINE_S)

@@ -3,6 +3,7 @@
     trainer(script)           a real process that logs, and does one step after the other as it is asked to
     strace(pid, inject)       its system calls fail, from now until the end of the block
     tmpfs(size, inodes)       a disk that is soon full
+    Removable                 a disk that goes and comes back
     Ext4                      a disk whose power can be cut
     fake_clock(environ)       a wall clock that a test moves
 
@@ -209,6 +210,37 @@ def tmpfs(directory: Path, options: str) -> Iterator[Path]:
         yield mounts.path(directory)
     finally:
         mounts.end()
+
+
+class Removable:
+    """A file system in memory that goes and comes back, each time a new one.  Use it as a context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir()
+        self._mounts = _Mounts(self._mount)
+
+    @property
+    def path(self) -> Path:
+        return self._mounts.path(self._directory)
+
+    @property
+    def _mount(self) -> list[str]:
+        return ["mount", "-t", "tmpfs", "tmpfs", str(self._directory)]
+
+    def remove(self) -> None:
+        self._mounts.run("umount", str(self._directory))
+
+    def put_back(self) -> None:
+        self._mounts.run(*self._mount)
+
+    def __enter__(self) -> Removable:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._mounts.end()
 
 
 class Ext4:

@@ -225,9 +225,9 @@ class World:
         loop = asyncio.get_running_loop()
         # What is no run wakes the daemon, and is no hint.
         self._wake = lambda: loop.call_soon_threadsafe(daemon.hint, self.root)
-        watch = Watch(lambda run_dir: loop.call_soon_threadsafe(daemon.hint, run_dir))
+        watch = Watch(daemon.hint, loop.call_soon_threadsafe)
         if self._is_watching:
-            daemon.watch_root = watch.add
+            daemon.watch_roots = watch.look_after
         self._stop = lambda: loop.call_soon_threadsafe(daemon.stop)
         started.set()
         try:
