@@ -287,6 +287,12 @@ class Shipper:
         return not self._backlog and self.in_flight is None
 
     @property
+    def may_take_more(self) -> bool:
+        """Whether half a batch of lines more would still go with those that wait, in one request."""
+        is_plain = self.in_flight is None and self._max_lines is None
+        return is_plain and self._backlog_bytes < self._max_bytes // 2
+
+    @property
     def drained(self) -> bool:
         """Whether all that was offered is acknowledged."""
         return (

@@ -13,9 +13,10 @@ import pytest
 from eventlog import reader as reader_module
 from eventlog.cursor import cursors, save
 from syncd import daemon as daemon_module
-from syncd.daemon import Daemon
+from syncd.daemon import HINT_S, Daemon
 from syncd.fold import HISTORY
 from syncd.metadata import MARK
+from syncd.shipper import BATCH_MAX_BYTES, FLUSH_S
 from syncd.wandb_api import Answer, WandbApi
 from tests.faults.turns import Clock, sync_of, turn
 from tests.logs import HandmadePiece, handmade_run, resumed
@@ -652,3 +653,93 @@ def test_a_line_that_is_being_written_is_shown_now_and_then_and_whole_in_the_end
     assert 3 <= len(set(shown) - {""}) <= 6
     assert [line.partition(" ")[2] for line in server.run("ent", "demo", "run").console_lines] == ["done"]
     assert server.violations == []
+
+
+def test_a_row_of_a_live_run_is_there_one_flush_after_it_was_logged_at_the_latest(
+    server: WandbServer, tmp_path: Path
+):
+    piece = handmade_run(tmp_path)
+    clock = Clock()
+    api = WandbApi(server.base_url, lambda: API_KEY)
+    run_sync = sync_of(piece, api, clock)
+    logged: list[int] = []
+    waited: dict[int, int] = {}
+
+    async def story() -> None:
+        due = 0.0
+        # Tenths of a second, so that none of them is a rounded one.
+        for tenth in range(300):
+            clock.now_s = tenth / 10
+            if tenth % 7 == 0:
+                piece.log(x=len(logged), step=len(logged), commit=True)
+                logged.append(tenth)
+                due = min(due, clock.now_s + HINT_S)
+            while due <= clock.now_s:
+                due = await run_sync.turn(clock.now_s)
+            there = xs(server.runs()[0]) if server.runs() else []
+            waited.update({x: tenth - logged[x] for x in there if x not in waited})
+        run_sync.close()
+        await api.close()
+
+    asyncio.run(story())
+
+    piece.die()
+    posts = [request for request in server.requests if request.kind == "file_stream"]
+    assert max(waited.values()) <= 10 * FLUSH_S
+    # All but those of the last flush, and no more requests than one for each.
+    assert len(waited) >= len(logged) - 8
+    assert len(posts) <= 30.0 / FLUSH_S + 2
+
+
+def test_a_config_that_changes_with_every_row_is_told_once_a_flush(server: WandbServer, tmp_path: Path):
+    piece = handmade_run(tmp_path)
+    clock = Clock()
+    api = WandbApi(server.base_url, lambda: API_KEY)
+    run_sync = sync_of(piece, api, clock)
+
+    async def story() -> None:
+        for second in range(30):
+            clock.now_s = float(second)
+            piece.log("config", second=second)
+            piece.log(x=second, step=second, commit=True)
+            for _ in range(3):
+                await run_sync.turn(clock.now_s)
+        run_sync.close()
+        await api.close()
+
+    asyncio.run(story())
+
+    piece.die()
+    told = [request for request in server.requests if request.kind == "graphql:UpsertBucket"]
+    assert server.runs()[0].config["second"] >= 25 - FLUSH_S
+    assert len(told) <= 30.0 / FLUSH_S + 2
+
+
+def test_a_live_run_that_logs_more_than_is_sent_at_once_lets_its_cursor_follow(
+    server: WandbServer, tmp_path: Path
+):
+    piece = handmade_run(tmp_path)
+    clock = Clock()
+    api = WandbApi(server.base_url, lambda: API_KEY)
+    run_sync = sync_of(piece, api, clock)
+    behind: list[int] = []
+
+    async def story() -> None:
+        for second in range(20):
+            clock.now_s = float(second)
+            # More than a batch; of lines so much longer than their records, one portion is more than a batch as well.
+            for _ in range(20):
+                piece.log(x=piece.seq, text='"' * 30_000, step=piece.seq, commit=True)
+            for _ in range(3):
+                await run_sync.turn(clock.now_s)
+            (cursor,) = cursors(tmp_path / "demo" / "run")
+            there = len(server.runs()[0].history)
+            behind.append(there - (cursor.next["seq"] if cursor.next is not None else 0))
+        run_sync.close()
+        await api.close()
+
+    asyncio.run(story())
+
+    piece.die()
+    assert len(server.runs()[0].history) > 100
+    assert max(behind) * 120_000 <= BATCH_MAX_BYTES
