@@ -168,6 +168,16 @@ class RunSync:
         return self._cursor.error
 
     @property
+    def is_open(self) -> bool:
+        """Whether this process holds the run, and what is folded of it."""
+        return self._lock_fd >= 0
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its writer lives, as far as was known at the last look."""
+        return self._live
+
+    @property
     def got_to(self) -> tuple[object, ...]:
         """Changes with every progress, whoever makes it; an error that reads otherwise is none."""
         now = self._cursor
@@ -250,13 +260,13 @@ class RunSync:
         self.trouble = Outcome(Verdict.RETRY, "its directory is gone")
         return now_s + WARM_S
 
-    def close(self) -> None:
+    def close(self, durable: bool = True) -> None:
         """Let the run go; the next turn begins from the cursor."""
         if self._lock_fd < 0:
             return
         try:
             if self._attached is not None and not self.parked and self._changed_since_saved():
-                self._remember(durable=True)
+                self._remember(durable)
         except OSError as error:
             # A full disk, or a run that was deleted: the cursor on the disk is older, and that is safe.
             log.warning("%s: the cursor was not written: %s", self.run_dir, error)
@@ -270,6 +280,25 @@ class RunSync:
         if (cursor.state, cursor.error) != ("parked", error):
             self._cursor = cursor
             self._park(error)
+
+    def park_after(self, error: BaseException) -> None:
+        """Note that the run stands still, since its turns end in `error` however often they are tried."""
+        fd = cursors.lock(self.run_dir, self.sink)
+        if fd is None:
+            # Another process has it, and comes to its own end.
+            return
+        try:
+            self._cursor = cursors.load(self.run_dir, self.sink) or Cursor(self.sink, self.rank)
+            self._park(
+                f"an error in syncd or in the run's files ended each of its turns ({type(error).__name__}: {error}); "
+                "`syncd logs` says where. `syncd retry RUN` tries again."
+            )
+        finally:
+            os.close(fd)
+
+    def hasten(self) -> None:
+        """Let what is read be sent at once from now on: there will be no later."""
+        self._flush_s = self._shipper.flush_s = 0.0
 
     def hurry(self) -> None:
         """The network is back: whatever was waited for is worth a try now."""
