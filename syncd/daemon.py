@@ -450,7 +450,11 @@ class Daemon:
             self._window.add(entry.key)
             return True
         run_dir, rank = entry.key
-        return is_written(run_dir, pieces_of(run_dir, rank))
+        try:
+            return is_written(run_dir, pieces_of(run_dir, rank))
+        except OSError:
+            # Its turn finds out what is the matter.
+            return True
 
     def _start_turn(self, entry: Entry, now_s: float) -> None:
         entry.last_turn_s, entry.hinted, entry.rests_at = now_s, False, None
