@@ -18,7 +18,7 @@ from syncd.fold import HISTORY
 from syncd.metadata import MARK
 from syncd.shipper import BATCH_MAX_BYTES, FLUSH_S
 from syncd.wandb_api import Answer, WandbApi
-from tests.faults.turns import Clock, sync_of, turn
+from tests.faults.turns import Clock, rest, sync_of, turn
 from tests.logs import HandmadePiece, handmade_run, resumed
 from tests.syncd.syncing import DEADLINE_S, finished_run, sync, sync_while, xs
 from tests.wandb_server import WandbServer
@@ -743,3 +743,71 @@ def test_a_live_run_that_logs_more_than_is_sent_at_once_lets_its_cursor_follow(
     piece.die()
     assert len(server.runs()[0].history) > 100
     assert max(behind) * 120_000 <= BATCH_MAX_BYTES
+
+
+def test_while_a_server_takes_nothing_no_more_is_read_than_a_batch(server: WandbServer, tmp_path: Path):
+    # faults: 77
+    piece = handmade_run(tmp_path)
+    clock = Clock()
+    api = WandbApi(server.base_url, lambda: API_KEY)
+    run_sync = sync_of(piece, api, clock)
+    ahead_bytes: list[int] = []
+
+    async def story() -> None:
+        await rest(run_sync, clock)
+        server.faults.add("status", kind="file_stream", status=503)
+        begin = piece.seq
+        for i in range(120):
+            piece.log(x=i, text="t" * 60_000, step=i, commit=True)
+            clock.now_s += 10.0
+            await run_sync.turn(clock.now_s)
+            ahead_bytes.append((run_sync._events.next_seq - begin) * 60_000)
+        server.faults.clear()
+        await rest(run_sync, clock)
+        run_sync.close()
+        await api.close()
+
+    asyncio.run(story())
+
+    piece.die()
+    # One batch, and the row that came across its limit.
+    assert 0 < max(ahead_bytes) <= BATCH_MAX_BYTES + 60_000
+    assert xs(server.run("ent", "demo", "run")) == list(range(120))
+
+
+def test_what_was_sent_in_large_batches_goes_on_in_small_ones_after_a_restart(
+    server: WandbServer, tmp_path: Path
+):  # faults: 78
+    piece = handmade_run(tmp_path)
+    for i in range(64):
+        piece.log(x=i, text="t" * 60_000, step=i)
+    piece.log("exit", exitcode=0)
+    piece.die()
+    clock = Clock()
+    api = WandbApi(server.base_url, lambda: API_KEY)
+    before = sync_of(piece, api, clock)
+
+    async def killed_in_the_middle() -> None:
+        while not server.runs() or len(server.runs()[0].history) < 20:
+            await turn(before, clock)
+        # The next batch arrives, and its answer does not.
+        server.faults.add("truncate", kind="file_stream", times=1)
+        while server.faults.happened == 0:
+            await turn(before, clock)
+        before._let_go()
+        await api.close()
+
+    asyncio.run(killed_in_the_middle())
+    there = len(server.runs()[0].history)
+    server.clear_requests()
+    server.faults.add("status", kind="file_stream", status=413, over_bytes=200_000)
+    sync(server, tmp_path)
+
+    (run,) = server.runs()
+    taken = [r.bytes for r in server.requests if r.kind == "file_stream" and r.status == 200]
+    assert 20 < there < 64
+    assert xs(run) == list(range(64))
+    assert max(taken) <= 200_000
+    # What was in flight goes again, to the same place.
+    assert 0 < run.replayed_lines <= BATCH_MAX_BYTES // 60_000
+    assert server.violations == []

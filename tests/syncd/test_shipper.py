@@ -484,3 +484,18 @@ def test_a_page_with_status_200_is_a_captive_portal_and_no_ack():
 )
 def test_how_long_a_server_asks_to_wait(headers: dict[str, str], wait_s: float | None):  # faults: 69
     assert outcome_of(429, headers, is_object=True, wall_s=100.0).retry_after_s == wait_s
+
+
+def test_lines_may_join_those_that_wait_for_as_long_as_all_of_them_go_together():
+    half = "h" * (BATCH_MAX_BYTES // 2)
+    shipper = new_shipper(flush_s=5.0)
+    shipper.offer(history(0))
+    begun = shipper.may_take_more
+    shipper.next_batch(now_s=0.0, live=True)
+    in_flight = shipper.may_take_more
+    shipper.acked_batch()
+    shipper.offer(history(1, text=half))
+
+    assert (begun, in_flight, shipper.may_take_more) == (True, False, False)
+    # And then it does not wait for its time.
+    assert shipper.next_batch(now_s=0.1, live=True) is not None
