@@ -1042,17 +1042,22 @@ class RunSync:
         return True
 
     async def _ship(self, now_s: float) -> None:
-        batch = self._shipper.next_batch(now_s, self._live and not self._events.more)
+        # Others of the project may have sent something since the turn began.
+        may_send = self._clock() >= self._pace.not_before_s(self._project)
+        batch = self._shipper.next_batch(now_s, self._live and not self._events.more) if may_send else None
         if batch is None:
             if self._changed_since_saved():
                 self._remember()
             return
         assert self._attached is not None
         self._spoke(now_s)
+        self._pace.sent(self._project, self._clock())
         answer = await self._api.file_stream(
             self._attached.entity, self._attached.project, self._attached.run_id, batch.body()
         )
         outcome = outcome_of_answer(answer)
+        if outcome.allowance is not None:
+            self._pace.told(self._project, outcome.allowance)
         if outcome.retry_after_s:
             self._pace.hold(self._project, self._clock() + outcome.retry_after_s)
         if outcome.verdict is Verdict.ACK:

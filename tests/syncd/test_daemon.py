@@ -28,6 +28,7 @@ from tests.logs import HandmadePiece, handmade_run, resumed
 from tests.syncd.front import Front
 from tests.syncd.syncing import DEADLINE_S, finished_run, options_of, sync, sync_while, xs
 from tests.wandb_server import API_KEY, WandbServer
+from tests.wandb_server.limits import ProjectLimit
 from tests.wandb_server.waiting import wait_for
 
 # Far below the minute that a request is given, and above what a loaded machine needs.
@@ -223,6 +224,20 @@ def test_what_is_left_of_an_allowance_is_obeyed_for_its_project_and_no_other(
     begun = [r.at_s for r in server.requests if r.kind == "file_stream" and "/demo/" in r.path]
     # The server counts from its answer, and we from when it came.
     assert begun[1] - begun[0] >= 2.0
+
+
+def test_runs_that_share_an_allowance_spread_it_and_hardly_meet_its_end(server: WandbServer, tmp_path: Path):
+    # faults: 69
+    server.project_limit = ProjectLimit(requests=20, per_s=2.0)
+    fill(tmp_path, 30)
+
+    sync(server, tmp_path)
+
+    answers = Counter(request.status for request in server.requests if request.kind == "file_stream")
+    assert all(run.complete and run.replayed_lines == 0 for run in server.runs())
+    assert answers[200] >= 60
+    # A request that is on its way may use what another was counting on.
+    assert answers[429] <= 5
 
 
 def test_a_moved_run_goes_on_below_another_root_of_the_same_daemon(
