@@ -504,10 +504,11 @@ class Daemon:
         entry.got_to = sync.got_to
         if sync.is_idle:
             # Nothing is expected from it: let its lock and its memory go until something comes.
+            is_ours = sync.is_open
             sync.close()
             looks = _look_of(sync.run_dir, sync.rank)
-            # What came during the turn may not have been read by it.
-            entry.rests_at = looks if looks == entry.looked_at else None
+            # What came during the turn may not have been read by it; what another process has may become ours.
+            entry.rests_at = looks if is_ours and looks == entry.looked_at else None
         if sync.trouble is not None:
             self._note_trouble(entry, sync.trouble)
         return due_s
@@ -553,6 +554,8 @@ class Daemon:
                 entry.is_wanted = entry.task is not None
                 if entry.task is None:
                     self._set_due(entry, now_s)
+        # With nothing to send there is nothing to wait for.
+        self._wake.set()
 
     def _has_ended(self) -> bool:
         if self.clock() >= self._ends_at_s:

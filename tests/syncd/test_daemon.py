@@ -525,6 +525,28 @@ def test_a_stop_brings_what_was_just_logged_there_first(server: WandbServer, tmp
     assert (cursor.acked[HISTORY], cursor.next) == (8, {"writer": "main-0001", "seq": 9})
 
 
+def test_a_stop_with_nothing_to_send_waits_for_nothing(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):  # faults: 84
+    monkeypatch.setattr(daemon_module, "ROOTS_S", 10 * SOON_S)
+    finished_run(tmp_path)
+    took_s: list[float] = []
+
+    async def story() -> None:
+        linger_s = 10 * SOON_S
+        daemon = Daemon(**{**options_of(server, tmp_path), "until_synced": False, "linger_s": linger_s})
+        running = asyncio.ensure_future(daemon.run())
+        await until(lambda: [e.sync.caught_up for e in daemon.entries.values()] == [True], "the upload")
+        begin_s = time.monotonic()
+        daemon.stop()
+        await running
+        took_s.append(time.monotonic() - begin_s)
+
+    asyncio.run(asyncio.wait_for(story(), 4 * DEADLINE_S))
+
+    assert took_s[0] < SOON_S
+
+
 @pytest.mark.parametrize("is_told_twice", [False, True])
 def test_a_stop_that_cannot_send_ends_all_the_same_and_the_next_daemon_sends_nothing_twice(
     server: WandbServer, tmp_path: Path, is_told_twice: bool
