@@ -199,7 +199,8 @@ class Pace:
 
     def sent(self, project: str, now_s: float) -> None:
         """A request leaves; the next of the project has to wait for its share of the time."""
-        self.hold(project, now_s + self._gap_s.get(project, 0.0))
+        if project in self._gap_s:
+            self.hold(project, now_s + self._gap_s[project])
 
     def told(self, project: str, now: Allowance) -> None:
         """An answer says what is left."""
