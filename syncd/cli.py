@@ -10,6 +10,7 @@ import difflib
 import json
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from eventlog.piece import RUN_FILE, RunIdentity
 from eventlog.progress import counting
 from eventlog.reader import find_runs
 from syncd import credentials, service
-from syncd.instance import AlreadyRunning, Instance
+from syncd.instance import LINGER_S, AlreadyRunning, Instance
 from syncd.metadata import Edits
 from syncd.shipper import FLUSH_S
 from syncd.status import NOTHING_HEARD, Looking, RunStatus, Trend, as_json
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
+# `stop` and systemd wait for longer than that.
+LINGER_MAX_S = 15.0
 PATIENCE_S = 30.0
 # What `wandb sync --clean` had left alone, and how many runs are listed before they are uploaded.
 CLEAN_OLD_HOURS = 24.0
@@ -93,11 +96,25 @@ def main() -> None:
     show_default=True,
     help="Send a live run's rows every so many seconds.",
 )
-def start(roots: tuple[Path, ...], foreground: bool, flush_s: float) -> None:
+@click.option(
+    "--linger",
+    "linger_s",
+    type=click.FloatRange(0, LINGER_MAX_S),
+    default=LINGER_S,
+    show_default=True,
+    help="When it is stopped, go on for so many seconds at most to send what was logged until then.",
+)
+@click.option(
+    "--seal/--no-seal",
+    "seals",
+    default=True,
+    help="Seal runs that are over and uploaded, as `eventlog seal` does.  [default: seal]",
+)
+def start(roots: tuple[Path, ...], foreground: bool, flush_s: float, linger_s: float, seals: bool) -> None:
     """Start the daemon. It returns at once; being offline is fine."""
     instance = Instance(known_roots.state_dir())
     if foreground:
-        _serve(instance, roots, flush_s)
+        _serve(instance, roots, flush_s, linger_s, seals)
         return
     pid = instance.running_pid()
     if pid is not None:
@@ -105,10 +122,11 @@ def start(roots: tuple[Path, ...], foreground: bool, flush_s: float) -> None:
         sys.exit(3)
     _warn_without_key()
     instance.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    arguments = [f"--root={root.absolute()}" for root in roots]
+    arguments = [f"--flush={flush_s}", f"--linger={linger_s}", "--seal" if seals else "--no-seal"]
+    arguments += [f"--root={root.absolute()}" for root in roots]
     with open(os.open(instance.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log_file:
         child = subprocess.Popen(
-            [sys.executable, "-m", "syncd", "start", "--foreground", f"--flush={flush_s}", *arguments],
+            [sys.executable, "-m", "syncd", "start", "--foreground", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=log_file,
@@ -129,7 +147,7 @@ def start(roots: tuple[Path, ...], foreground: bool, flush_s: float) -> None:
 
 @main.command()
 def stop() -> None:
-    """Stop the daemon. What is not uploaded yet stays where it is."""
+    """Stop the daemon. It sends what was just logged, if that takes no longer than a moment; the rest stays here."""
     instance = Instance(known_roots.state_dir())
     pid = instance.running_pid()
     if not pid:
@@ -473,9 +491,10 @@ def service_(roots: tuple[Path, ...], install: bool) -> None:
 # -- the daemon's process --------------------------------------------------------------------------------------
 
 
-def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float) -> None:
+def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float, linger_s: float, seals: bool) -> None:
     from syncd.control import SOCKET, Control
     from syncd.daemon import Daemon
+    from syncd.sealing import Sealer, can_seal
     from syncd.wandb_api import WandbApi
     from syncd.watch import Watch
 
@@ -486,6 +505,7 @@ def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float) -> None:
         click.echo(str(error), err=True)
         sys.exit(3)
     url = credentials.base_url()
+    _raise_file_limit()
 
     def say(daemon: Daemon, watch: Watch) -> None:
         gate = daemon.gate
@@ -510,21 +530,40 @@ def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float) -> None:
             roots=lambda: _roots(roots),
             api=WandbApi(url, lambda: credentials.api_key(url)),
             flush_s=flush_s,
+            linger_s=linger_s,
+            lost_place=instance.lost,
             on_change=lambda daemon: say(daemon, watch),
             watch_roots=watch.look_after,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, daemon.stop)
+        sealer = Sealer()
+        sealing = asyncio.ensure_future(sealer.run())
+        if seals and can_seal():
+            daemon.on_over = sealer.offer
         control = Control(instance.directory / SOCKET, _looker(instance, roots), {"stop": daemon.stop})
         try:
             async with control:
                 await daemon.run()
         finally:
             service.notify("STOPPING=1")
+            sealing.cancel()
+            await asyncio.gather(sealing, return_exceptions=True)
             watch.stop()
 
     logging.getLogger("syncd").info("syncd %d uploads to %s", os.getpid(), url)
     asyncio.run(serve())
+    if instance.lost() is not None:
+        # For systemd: one that stopped since nobody wants it is not started again, and this one may have to be.
+        sys.exit(1)
+
+
+def _raise_file_limit() -> None:
+    """Let the daemon have as many files open as it may: each live run is one, and the usual 1,024 are soon reached."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Where there is no limit, some systems take no number for it.
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _log_to_stderr() -> None:

@@ -8,39 +8,51 @@
 Invariants
 ----------
 * At most `MAX_TURNS` runs have a request in flight.
+* At most `WINDOW` runs that nobody writes any more are open: of many, the first are done before the last are begun.
+* A run to which nothing came is not opened again; to see that costs a few `stat`.
 * While the gate is shut nothing is sent but a cheap probe now and then; when it opens, every run is due at once.
 * A request that hangs is no reason to wait for it: when the network was away meanwhile, it is made again.
 * A run that fails, whatever the reason, delays only itself.
-* Stopping at any instant, by whatever signal, costs nothing but time.
+* Stopping at any instant, by whatever signal, costs nothing but time. Asked to stop, what was logged until then is
+  sent first, if that does not take long; asked again, nothing is waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
 
-from eventlog.cursor import Sink, run_id_there
+from eventlog.cursor import SYNC_DIR, Sink, run_id_there
 from eventlog.errors import NotARun
-from eventlog.piece import RunIdentity, primaries
-from eventlog.reader import StreamReader, find_runs
+from eventlog.piece import RUN_FILE, RunIdentity, primaries
+from eventlog.reader import StreamReader, find_runs, pieces_of
 from eventlog.segment import rank_of_writer
 from syncd.attach import STEADY_S
+from syncd.instance import LINGER_S
 from syncd.metadata import NO_EDITS, Edits
-from syncd.run_sync import RunSync
-from syncd.shipper import FLUSH_S, Pace, Verdict
+from syncd.run_sync import COLD_S, RunSync
+from syncd.shipper import FLUSH_S, Outcome, Pace, Verdict
+from syncd.status import is_written
 from syncd.transfer import outcome_of_answer
 from syncd.wandb_api import WandbApi
 
 log = logging.getLogger("syncd")
 
 MAX_TURNS = 8
+# Each takes a file descriptor and the memory of a fold; for `MAX_TURNS` requests a few would do.
+WINDOW = 64
 SCAN_S = 60.0
+# So many runs are looked at, or looked for, before a turn may go on: some milliseconds' worth.
+AT_ONCE = 50
 # Roots are entered in their list by `init`; the list is short and looking at it is cheap.
 ROOTS_S = 2.0
 # How soon a returning network is noticed: soon after a hiccup, and at worst after this. One small request each,
@@ -53,6 +65,8 @@ HINT_S = 0.5
 # Hints of all runs are taken together: a writer may give thousands a second.
 HINTS_S = 0.1
 CRASH_BACKOFF_S = 30.0
+# A turn that raises so often in a row will raise tomorrow, too.
+CRASHES_MAX = 5
 
 
 @dataclass(slots=True)
@@ -112,6 +126,14 @@ class Entry:
     is_given_up: bool = False
     """The last turn hung, and was ended for that."""
     got_to: tuple[object, ...] = ()
+    looked_at: tuple[object, ...] | None = None
+    """What its files were like when the turn under way began, if it was closed then."""
+    rests_at: tuple[object, ...] | None = None
+    """What they are like while there is nothing to do."""
+
+    @property
+    def key(self) -> RunKey:
+        return self.sync.run_dir, self.sync.rank
 
 
 @dataclass
@@ -130,8 +152,14 @@ class Daemon:
     max_turns: int = MAX_TURNS
     until_synced: bool = False
     flush_s: float = FLUSH_S
+    linger_s: float = LINGER_S
+    """How long, once it is to stop, it may go on to send what was logged until then."""
     steady_s: float = STEADY_S
+    lost_place: Callable[[], str | None] = lambda: None
+    """Say why another daemon may run beside this one, if one may."""
     on_change: Callable[[Daemon], None] = lambda daemon: None
+    on_over: Callable[[Path], None] = lambda run_dir: None
+    """Is told of a run that nobody writes any more and of which all is acknowledged."""
     watch_roots: Callable[[list[Path]], bool] = lambda roots: False
     """Look after the watching of the roots, and hint what was missed; say whether how they are watched has changed."""
     clock: Callable[[], float] = time.monotonic
@@ -153,7 +181,21 @@ class Daemon:
     _probes: list[asyncio.Task[None]] = field(default_factory=list)
     """Those that are not answered yet, in the order in which they left."""
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
-    _stopping: bool = False
+    _scanning: Iterator[Path] = field(default_factory=lambda: iter(()))
+    _is_scanning: bool = True
+    _due: list[tuple[float, int, Entry]] = field(default_factory=list)
+    """When each run is due, the next first; what a run is not due at any more is passed over."""
+    _pushes: Iterator[int] = field(default_factory=count)
+    _running: dict[RunKey, Entry] = field(default_factory=dict)
+    _window: set[RunKey] = field(default_factory=set)
+    _waiting: deque[Entry] = field(default_factory=deque)
+    """Runs that are due and may not be begun yet: the window is full."""
+    _undone: set[RunKey] = field(default_factory=set)
+    """Runs of which not all is acknowledged, or nobody has looked."""
+    _ends_at_s: float = float("inf")
+    _is_lingering: bool = False
+    _lingering: dict[RunKey, float] = field(default_factory=dict)
+    """Once it is to stop: the runs that may still have something to send, and since when each is asked."""
 
     async def run(self) -> None:
         next_scan_s = next_roots_s = float("-inf")
@@ -162,18 +204,22 @@ class Daemon:
         known: list[Path] = []
         self._say_change()
         try:
-            while not self._stopping:
+            while not self._has_ended():
                 now_s = self.clock()
                 if now_s >= next_roots_s:
+                    self._look_whether_alone()
                     known = list(self.roots())
                     next_roots_s = now_s + ROOTS_S
                     if self.watch_roots(known):
                         self._say_change()
                 if now_s >= next_scan_s:
-                    self._scan(known, now_s)
+                    self._scanning = self._scan(known)
                     next_scan_s = now_s + SCAN_S
+                self._is_scanning = len(list(islice(self._scanning, AT_ONCE))) == AT_ONCE
                 if self._hinted and now_s >= self._hints_at_s:
                     self._take_hints(now_s)
+                if self._ends_at_s < float("inf") and not self._is_lingering and not self._hinted:
+                    self._begin_to_linger(now_s)
                 if now_s >= self._next_probe_s():
                     self.gate.asked(now_s, random.random())
                     self._probes.append(asyncio.ensure_future(self._probe()))
@@ -185,13 +231,15 @@ class Daemon:
                 if self.gate.is_open:
                     self._start_turns(now_s)
                 hints_s = self._hints_at_s if self._hinted else float("inf")
-                await self._wait(min(next_roots_s, next_scan_s, hints_s, self._next_due_s()))
+                scan_s = now_s if self._is_scanning else next_scan_s
+                await self._wait(min(next_roots_s, scan_s, hints_s, self._next_due_s(), self._ends_at_s))
         finally:
             await self._wind_up()
 
     def stop(self) -> None:
-        """End `run` soon.  Call it from the loop's thread."""
-        self._stopping = True
+        """End `run` soon, and at once if it was asked for before.  Call it from the loop's thread."""
+        is_first = self._ends_at_s == float("inf")
+        self._ends_at_s = self.clock() + self.linger_s if is_first else float("-inf")
         self._wake.set()
 
     def complaint(self) -> str:
@@ -218,49 +266,54 @@ class Daemon:
         entry = self.entries.get((run_dir, rank))
         if entry is not None:
             entry.is_wanted = entry.task is not None
-            entry.due_s = min(entry.due_s, self.clock())
+            self._want_at(entry, self.clock())
             self._wake.set()
 
     def _take_hints(self, now_s: float) -> None:
-        hinted, self._hinted = self._hinted, set()
-        self._hints_at_s = now_s + HINTS_S
+        hinted = list(islice(self._hinted, AT_ONCE))
+        self._hinted.difference_update(hinted)
+        self._hints_at_s = now_s if self._hinted else now_s + HINTS_S
         for run_dir in hinted:
             if run_dir not in self.twins or run_id_there(run_dir) is not None:
                 self.twins.pop(run_dir, None)
-                self._add(run_dir, now_s)
+                self._add(run_dir)
             keys = [(run_dir, 0)]
             if self._wants_ranks.get(run_dir):
                 keys = [key for key in self.entries if key[0] == run_dir]
             for entry in [self.entries[key] for key in keys if key in self.entries]:
                 if not entry.failures:
                     entry.hinted = True
-                    entry.due_s = min(entry.due_s, max(now_s, entry.last_turn_s + HINT_S))
+                    self._want_at(entry, max(now_s, entry.last_turn_s + HINT_S))
 
     # -- runs --------------------------------------------------------------------------------------------------
 
-    def _scan(self, roots: Iterable[Path], now_s: float) -> None:
+    def _scan(self, roots: Iterable[Path]) -> Iterator[Path]:
+        """Find out which runs there are, one by one: a caller who has something else to do in between does it."""
         found = set(self.asked_for)
         for root in roots:
-            found.update(find_runs(root))
+            for run_dir in find_runs(root):
+                found.add(run_dir)
+                yield run_dir
         # A copy whose original is gone is the run now: it was moved.
         # One that a person wants under another id is a run of its own.
         twins = {copy: first for copy, first in self.twins.items() if _exists(first)}
         self.twins = {copy: first for copy, first in twins.items() if run_id_there(copy) is None}
         for run_dir in sorted(found - self.twins.keys()):
-            self._add(run_dir, now_s)
+            self._add(run_dir)
+            yield run_dir
         for key in [key for key in self.entries if key[0] not in found]:
-            if not _exists(key[0]) and self.entries[key].task is None:
-                self.entries.pop(key).sync.close()
+            if not _exists(key[0]) and key in self.entries and self.entries[key].task is None:
+                self._let_go(key)
 
-    def _add(self, run_dir: Path, now_s: float) -> None:
+    def _add(self, run_dir: Path) -> None:
         """Take up a run that is not known yet, and its ranks if each is to be a run of its own."""
         try:
-            self._add_ranks(run_dir, now_s)
+            self._add_ranks(run_dir)
         except OSError as error:
             # A directory that vanishes, or that we may not look into: the next scan asks again.
             log.warning("%s is left out: %s", run_dir, error)
 
-    def _add_ranks(self, run_dir: Path, now_s: float) -> None:
+    def _add_ranks(self, run_dir: Path) -> None:
         known = self.entries.get((run_dir, 0))
         if known is not None and known.run_id_there != run_id_there(run_dir):
             # A person wants it uploaded under another id from now on.
@@ -268,11 +321,12 @@ class Daemon:
                 return
             known = None
         if known is None:
-            self._add_rank(run_dir, 0, now_s)
-        if (run_dir, 0) in self.entries:
+            self._add_rank(run_dir, 0)
+        elif known.last_turn_s > float("-inf"):
+            # Its first record is read by its own first turn, and not at the start by a scan of ten thousand.
             for rank in self._ranks_of(run_dir):
                 if (run_dir, rank) not in self.entries:
-                    self._add_rank(run_dir, rank, now_s)
+                    self._add_rank(run_dir, rank)
 
     def _forget(self, run_dir: Path) -> bool:
         """Let a run and its ranks go; False while one of them has a request in flight."""
@@ -280,14 +334,19 @@ class Daemon:
         if any(self.entries[key].task is not None for key in keys):
             return False
         for key in keys:
-            self.entries.pop(key).sync.close()
+            self._let_go(key)
         self._wants_ranks.pop(run_dir, None)
         return True
+
+    def _let_go(self, key: RunKey) -> None:
+        self.entries.pop(key).sync.close()
+        self._window.discard(key)
+        self._undone.discard(key)
 
     def _take_up_anew(self, run_dir: Path) -> None:
         """Another log lies under the path of a run."""
         if self._forget(run_dir):
-            self._add(run_dir, self.clock())
+            self._add(run_dir)
 
     def _ranks_of(self, run_dir: Path) -> list[int]:
         """Return the ranks that are to be runs of their own: none, unless the run's first `start` says so."""
@@ -301,7 +360,7 @@ class Daemon:
             return []
         return sorted({rank for name in os.listdir(run_dir) if (rank := rank_of_writer(name))})
 
-    def _add_rank(self, run_dir: Path, rank: int, now_s: float) -> None:
+    def _add_rank(self, run_dir: Path, rank: int) -> None:
         try:
             identity = RunIdentity.load(run_dir)
         except NotARun as error:
@@ -340,53 +399,174 @@ class Daemon:
             log.warning("%s is a copy of %s: only the latter is uploaded", run_dir, first)
             sync.park_as_copy_of(first)
             return
-        self.entries[run_dir, rank] = Entry(sync, due_s=now_s, run_id_there=other_id)
+        entry = Entry(sync, due_s=float("inf"), run_id_there=other_id)
+        self.entries[run_dir, rank] = entry
+        self._undone.add((run_dir, rank))
+        self._set_due(entry, self.clock())
+
+    # -- turns -------------------------------------------------------------------------------------------------
+
+    def _set_due(self, entry: Entry, due_s: float) -> None:
+        entry.due_s = due_s
+        heapq.heappush(self._due, (due_s, next(self._pushes), entry))
+
+    def _want_at(self, entry: Entry, due_s: float) -> None:
+        """Let a run be due no later than that; during a turn, its end says when it is."""
+        if entry.task is None and due_s < entry.due_s:
+            self._set_due(entry, due_s)
 
     def _start_turns(self, now_s: float) -> None:
-        busy = sum(entry.task is not None for entry in self.entries.values())
-        due = [e for e in self.entries.values() if e.task is None and e.due_s <= now_s]
-        # Longest overdue first, so that one run with a long backlog starves nobody.
-        for entry in sorted(due, key=lambda e: e.last_turn_s)[: self.max_turns - busy]:
-            entry.last_turn_s, entry.hinted = now_s, False
-            entry.task = asyncio.ensure_future(entry.sync.turn(now_s))
-            entry.task.add_done_callback(lambda task, entry=entry: self._turn_ended(entry, task))  # type: ignore[misc]
+        for _ in range(AT_ONCE):
+            entry = self._next_entry(now_s) if len(self._running) < self.max_turns else None
+            if entry is None:
+                return
+            if self._is_lingering and entry.key not in self._lingering:
+                continue
+            if not entry.sync.is_open:
+                entry.looked_at = _look_of(entry.sync.run_dir, entry.sync.rank)
+                if entry.rests_at is not None and entry.looked_at == entry.rests_at:
+                    self._set_due(entry, now_s + COLD_S)
+                    continue
+                if not self._may_open(entry):
+                    self._waiting.append(entry)
+                    continue
+            self._start_turn(entry, now_s)
+
+    def _next_entry(self, now_s: float) -> Entry | None:
+        """Return the run that is due for the longest time: one with a long backlog starves nobody."""
+        while True:
+            if self._waiting and len(self._window) < WINDOW:
+                entry = self._waiting.popleft()
+                is_due = entry.due_s <= now_s
+            elif self._due and self._due[0][0] <= now_s:
+                due_s, _, entry = heapq.heappop(self._due)
+                is_due = due_s == entry.due_s
+            else:
+                return None
+            if is_due and entry.task is None and self.entries.get(entry.key) is entry:
+                return entry
+
+    def _may_open(self, entry: Entry) -> bool:
+        """Whether a run may be begun: it is being written, or there is a place in the window."""
+        if len(self._window) < WINDOW:
+            self._window.add(entry.key)
+            return True
+        run_dir, rank = entry.key
+        try:
+            return is_written(run_dir, pieces_of(run_dir, rank))
+        except OSError:
+            # Its turn finds out what is the matter.
+            return True
+
+    def _start_turn(self, entry: Entry, now_s: float) -> None:
+        entry.last_turn_s, entry.hinted, entry.rests_at = now_s, False, None
+        self._running[entry.key] = entry
+        entry.task = asyncio.ensure_future(entry.sync.turn(now_s))
+        entry.task.add_done_callback(lambda task: self._turn_ended(entry, task))
 
     def _turn_ended(self, entry: Entry, task: asyncio.Task[float]) -> None:
         entry.task = None
+        del self._running[entry.key]
         self._wake.set()
+        self._set_due(entry, self._due_after(entry, task))
+        sync, key = entry.sync, entry.key
+        if sync.is_open and not sync.is_live and not sync.caught_up:
+            self._window.add(key)
+        else:
+            self._window.discard(key)
+        if sync.caught_up or sync.parked:
+            self._undone.discard(key)
+        else:
+            self._undone.add(key)
+        is_at_its_end = sync.caught_up or sync.parked or sync.trouble is not None or entry.failure is not None
+        # A turn that was under way before may have read before as well.
+        if is_at_its_end and entry.last_turn_s >= self._lingering.get(key, float("inf")):
+            del self._lingering[key]
+        if sync.is_replaced:
+            self._take_up_anew(sync.run_dir)
+        elif sync.rank == 0 and sync.run_dir not in self._wants_ranks:
+            self._add(sync.run_dir)
+
+    def _due_after(self, entry: Entry, task: asyncio.Task[float]) -> float:
+        """Take note of what came of a turn; return when the next is due."""
         now_s = self.clock()
         if task.cancelled():
-            entry.due_s = now_s
-            return
+            return now_s
         error = task.exception()
         if error is not None:
-            # A bug or a broken disk: this run waits, the others go on.
-            entry.failures += 1
-            entry.failure = error
-            entry.due_s = now_s + min(CRASH_BACKOFF_S * entry.failures, 600.0)
-            log.error("%s: %r", entry.sync.run_dir, error, exc_info=error)
-            return
+            return self._crashed(entry, error, now_s)
         entry.failures, entry.failure, entry.is_given_up = 0, None, False
-        entry.due_s = now_s if entry.is_wanted else task.result()
+        due_s = now_s if entry.is_wanted else task.result()
         entry.is_wanted = False
-        if entry.sync.is_replaced:
-            self._take_up_anew(entry.sync.run_dir)
-            return
         if entry.hinted:
-            entry.due_s = min(entry.due_s, now_s + HINT_S)
-        trouble = entry.sync.trouble
-        if trouble is None or entry.sync.got_to != entry.got_to:
+            due_s = min(due_s, now_s + HINT_S)
+        sync = entry.sync
+        if sync.trouble is None or sync.got_to != entry.got_to:
             self.last_good_s = now_s
-        entry.got_to = entry.sync.got_to
-        if entry.sync.is_idle:
-            # Nothing is expected from it: let its lock and its memory go until the next look.
-            entry.sync.close()
-        if trouble is None:
-            return
+        entry.got_to = sync.got_to
+        if sync.is_idle:
+            # Nothing is expected from it: let its lock and its memory go until something comes.
+            is_ours = sync.is_open
+            sync.close()
+            looks = _look_of(sync.run_dir, sync.rank)
+            # What came during the turn may not have been read by it; what another process has may become ours.
+            entry.rests_at = looks if is_ours and looks == entry.looked_at else None
+            if is_ours and sync.caught_up:
+                self.on_over(sync.run_dir)
+        if sync.trouble is not None:
+            self._note_trouble(entry, sync.trouble)
+        return due_s
+
+    def _crashed(self, entry: Entry, error: BaseException, now_s: float) -> float:
+        """A bug or a broken disk: this run waits, the others go on."""
+        entry.failures += 1
+        entry.failure = error
+        log.error("%s: %r", entry.sync.run_dir, error, exc_info=error)
+        # What the machine lacks it may have again; what is wrong with the run, or with us, a person has to see.
+        if entry.failures >= CRASHES_MAX and not isinstance(error, (OSError, MemoryError)):
+            try:
+                entry.sync.park_after(error)
+                entry.failures = 0
+            except Exception as again:  # noqa: BLE001 - what ends its turns may end this as well
+                log.error("%s: it cannot be parked: %r", entry.sync.run_dir, again)
+        return now_s + min(CRASH_BACKOFF_S * max(entry.failures, 1), 600.0)
+
+    def _note_trouble(self, entry: Entry, trouble: Outcome) -> None:
         if trouble.verdict in (Verdict.UNREACHABLE, Verdict.UNAUTHORISED):
             self._shut(trouble.reason, trouble.verdict)
-        else:
-            log.info("%s: %s", entry.sync.run_dir, trouble.reason)
+            return
+        log.info("%s: %s", entry.sync.run_dir, trouble.reason)
+        if self._waiting and not entry.sync.is_live:
+            # It has to wait, and others need not.
+            entry.sync.close()
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def _look_whether_alone(self) -> None:
+        reason = self.lost_place()
+        if reason is not None and self._ends_at_s == float("inf"):
+            log.error("%s", reason)
+            self.stop()
+
+    def _begin_to_linger(self, now_s: float) -> None:
+        """Let what was logged until now go at once, and begin nothing else."""
+        self._is_lingering = True
+        for key, entry in self.entries.items():
+            if entry.sync.is_open or entry.hinted:
+                self._lingering[key] = now_s
+                entry.sync.hasten()
+                entry.is_wanted = entry.task is not None
+                if entry.task is None:
+                    self._set_due(entry, now_s)
+        # With nothing to send there is nothing to wait for.
+        self._wake.set()
+
+    def _has_ended(self) -> bool:
+        if self.clock() >= self._ends_at_s:
+            return True
+        # While the host is away nothing can be sent but what is on its way already.
+        may_get_on = bool(self._lingering) and self.gate.is_open
+        return self._is_lingering and not self._running and not may_get_on
 
     # -- the host ----------------------------------------------------------------------------------------------
 
@@ -400,7 +580,7 @@ class Daemon:
 
     def _next_probe_s(self) -> float:
         """Return when to ask whether the host is there: while the gate is shut, and while a turn hangs."""
-        hang_s = [e.last_turn_s + DOUBT_S for e in self.entries.values() if e.task is not None]
+        hang_s = [entry.last_turn_s + DOUBT_S for entry in self._running.values()]
         doubt_s = min(hang_s, default=float("inf")) if self.gate.is_open else float("-inf")
         return max(doubt_s, self.gate.next_try_s)
 
@@ -443,7 +623,8 @@ class Daemon:
         await self.api.forget_connections()
         for entry in self.entries.values():
             entry.sync.hurry()
-            entry.due_s = min(entry.due_s, now_s)
+            if entry.rests_at is None:
+                self._want_at(entry, now_s)
             # Once, until it gets on: on a slow line it may have been about to.
             if entry.task is not None and now_s - entry.last_turn_s >= DOUBT_S and not entry.is_given_up:
                 entry.is_given_up = True
@@ -454,11 +635,10 @@ class Daemon:
     def _next_due_s(self) -> float:
         if not self.gate.is_open:
             return self._next_probe_s()
-        if sum(entry.task is not None for entry in self.entries.values()) >= self.max_turns:
-            # The end of a turn wakes the loop; until then there is no place for another.
-            return self._next_probe_s()
-        due_s = [entry.due_s for entry in self.entries.values() if entry.task is None]
-        return min(*due_s, self._next_probe_s(), float("inf"))
+        # The end of a turn wakes the loop; until then there may be no place for another.
+        has_place = len(self._running) < self.max_turns
+        due_s = self._due[0][0] if self._due and has_place else float("inf")
+        return min(due_s, self._next_probe_s())
 
     async def _wait(self, until_s: float) -> None:
         try:
@@ -468,20 +648,17 @@ class Daemon:
         self._wake.clear()
 
     def _all_done(self) -> bool:
-        return all(e.task is None and (e.sync.caught_up or e.sync.parked) for e in self.entries.values())
+        return not self._is_scanning and not self._undone and not self._running
 
     async def _wind_up(self) -> None:
-        for probe in self._probes:
-            probe.cancel()
-        tasks = [entry.task for entry in self.entries.values() if entry.task is not None]
-        if tasks:
-            # What is in flight may land; what does not is sent again by the next daemon, to the same place.
-            _, late = await asyncio.wait(tasks, timeout=5.0)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        late = [entry.task for entry in self._running.values() if entry.task is not None]
+        for task in (*self._probes, *late):
+            # What does not land is sent again by the next daemon, to the same place.
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
         for entry in self.entries.values():
-            entry.sync.close()
+            # An older cursor costs a power cut's next start a few lines more: no reason to let anybody wait.
+            entry.sync.close(durable=False)
         await self.api.close()
 
 
@@ -491,3 +668,20 @@ def _exists(path: Path) -> bool:
     except OSError:
         # Not to be looked at, so there is nothing to say against it.
         return True
+
+
+def _look_of(run_dir: Path, rank: int) -> tuple[object, ...] | None:
+    """Return what changes with whatever happens to a run but in its earlier pieces; None if it cannot be told."""
+    try:
+        names = pieces_of(run_dir, rank)
+        look: list[object] = [
+            names,
+            os.stat(run_dir / RUN_FILE).st_mtime_ns,
+            os.stat(run_dir / SYNC_DIR).st_mtime_ns,
+        ]
+        if names:
+            with os.scandir(run_dir / names[-1]) as files:
+                look += sorted((file.name, file.stat(follow_symlinks=False).st_size) for file in files)
+        return tuple(look)
+    except OSError:
+        return None

@@ -3,7 +3,7 @@
 Invariants
 ----------
 * The lock (`flock`) decides whether a daemon runs; the page only informs, and is believed while the lock is held.
-* The lock file is never unlinked: a second holder could slip in.
+* The lock file is never unlinked by us: a second holder could slip in. Where somebody else did it, `lost` says so.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 import orjson
 
 ASKING_S = 0.1
+# What was logged before a stop is sent within this: far less than who asked for it, systemd say, waits.
+LINGER_S = 5.0
 
 
 class AlreadyRunning(Exception):
@@ -59,6 +61,20 @@ class Instance:
         os.pwrite(fd, text, 0)
         os.ftruncate(fd, len(text))
         self._fd = fd
+
+    def lost(self) -> str | None:
+        """Say why another daemon may run beside this one, if it may; for the process that holds the lock."""
+        held = os.fstat(self._fd)
+        try:
+            there = os.stat(self._lock_path, follow_symlinks=False)
+        except OSError:
+            there = None
+        if there is not None and (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino):
+            return None
+        return (
+            f"{self._lock_path}, the lock of this syncd (process {os.getpid()}), was removed or replaced: another syncd may "
+            "run by now, so this one stops. Nothing is lost; `syncd start` starts one if none runs."
+        )
 
     def running_pid(self) -> int | None:
         """Return the running daemon's process id, or None if none runs."""

@@ -153,6 +153,8 @@ class RunSync:
         self._live = False
         self._remark: str | None = None
         self._grew_s = float("-inf")
+        # When the server last heard something of the run, and of which piece.
+        self._spoke_s, self._spoke_of = float("-inf"), ""
         self._durable_s = float("-inf")
         self._heard: tuple[Any, int] | None = None
         self._heard_s = float("inf")
@@ -164,6 +166,16 @@ class RunSync:
     @property
     def error(self) -> str | None:
         return self._cursor.error
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this process holds the run, and what is folded of it."""
+        return self._lock_fd >= 0
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its writer lives, as far as was known at the last look."""
+        return self._live
 
     @property
     def got_to(self) -> tuple[object, ...]:
@@ -228,10 +240,12 @@ class RunSync:
         has_looked = self._has_room
         if has_looked and not await self._read(now_s):
             return self._later(now_s)
-        if not await self._tell():
+        is_silent = now_s < self._silent_until_s
+        if not is_silent and not await self._tell(now_s):
             return self._later(now_s)
         self._upload(now_s)
-        await self._ship(now_s)
+        if not is_silent:
+            await self._ship(now_s)
         has_room = not has_looked and self._has_room and self.trouble is None
         # What came while there was no room gave its hint already.
         if has_room and not await self._read(now_s):
@@ -246,13 +260,13 @@ class RunSync:
         self.trouble = Outcome(Verdict.RETRY, "its directory is gone")
         return now_s + WARM_S
 
-    def close(self) -> None:
+    def close(self, durable: bool = True) -> None:
         """Let the run go; the next turn begins from the cursor."""
         if self._lock_fd < 0:
             return
         try:
             if self._attached is not None and not self.parked and self._changed_since_saved():
-                self._remember(durable=True)
+                self._remember(durable)
         except OSError as error:
             # A full disk, or a run that was deleted: the cursor on the disk is older, and that is safe.
             log.warning("%s: the cursor was not written: %s", self.run_dir, error)
@@ -266,6 +280,25 @@ class RunSync:
         if (cursor.state, cursor.error) != ("parked", error):
             self._cursor = cursor
             self._park(error)
+
+    def park_after(self, error: BaseException) -> None:
+        """Note that the run stands still, since its turns end in `error` however often they are tried."""
+        fd = cursors.lock(self.run_dir, self.sink)
+        if fd is None:
+            # Another process has it, and comes to its own end.
+            return
+        try:
+            self._cursor = cursors.load(self.run_dir, self.sink) or Cursor(self.sink, self.rank)
+            self._park(
+                f"an error in syncd or in the run's files ended each of its turns ({type(error).__name__}: {error}); "
+                "`syncd logs` says where. `syncd retry RUN` tries again."
+            )
+        finally:
+            os.close(fd)
+
+    def hasten(self) -> None:
+        """Let what is read be sent at once from now on: there will be no later."""
+        self._flush_s = self._shipper.flush_s = 0.0
 
     def hurry(self) -> None:
         """The network is back: whatever was waited for is worth a try now."""
@@ -803,8 +836,10 @@ class RunSync:
         if not self._events.writer:
             return True
         had_ended = self._events.ended
+        # To lines that wait already, only what goes with them: the cursor can follow when all of it is acknowledged.
+        limit_bytes = READ_BYTES if self._shipper.has_room else READ_BYTES // 2
         # Asked first: what is read after a yes is all there will ever be.
-        records = self._events.read(READ_BYTES, not had_ended and self._is_closed())
+        records = self._events.read(limit_bytes, not had_ended and self._is_closed())
         lines: list[Line] = []
         for record in records:
             lines += self._fold.feed(record)
@@ -970,12 +1005,24 @@ class RunSync:
         here = (order.get(self._events.writer, -1), self._events.next_seq)
         return here < (order.get(at[0], -1), at[1])
 
-    async def _tell(self) -> bool:
+    @property
+    def _silent_until_s(self) -> float:
+        """Until when a live run is only read: W&B counts requests, and what is read meanwhile goes in one."""
+        is_urgent = not self._live or self._events.more or not self._shipper.may_take_more
+        if is_urgent or self._spoke_of != self._events.writer:
+            return float("-inf")
+        return self._spoke_s + self._flush_s
+
+    def _spoke(self, now_s: float) -> None:
+        self._spoke_s, self._spoke_of = now_s, self._events.writer
+
+    async def _tell(self, now_s: float) -> bool:
         """Bring the server's config and names up to date with what is folded; False if that failed."""
         untold = self._untold()
         if not untold:
             return True
         assert self._attached is not None
+        self._spoke(now_s)
         names = untold.keys() - {"config"}
         answer = await self._api.upsert_run(
             name=self._attached.run_id,
@@ -995,16 +1042,22 @@ class RunSync:
         return True
 
     async def _ship(self, now_s: float) -> None:
-        batch = self._shipper.next_batch(now_s, self._live and not self._events.more)
+        # Others of the project may have sent something since the turn began.
+        may_send = self._clock() >= self._pace.not_before_s(self._project)
+        batch = self._shipper.next_batch(now_s, self._live and not self._events.more) if may_send else None
         if batch is None:
             if self._changed_since_saved():
                 self._remember()
             return
         assert self._attached is not None
+        self._spoke(now_s)
+        self._pace.sent(self._project, self._clock())
         answer = await self._api.file_stream(
             self._attached.entity, self._attached.project, self._attached.run_id, batch.body()
         )
         outcome = outcome_of_answer(answer)
+        if outcome.allowance is not None:
+            self._pace.told(self._project, outcome.allowance)
         if outcome.retry_after_s:
             self._pace.hold(self._project, self._clock() + outcome.retry_after_s)
         if outcome.verdict is Verdict.ACK:
@@ -1193,8 +1246,12 @@ class RunSync:
 
     @property
     def _has_room(self) -> bool:
-        """Whether more may be read: nothing of what was read before waits to be sent."""
-        return self._shipper.has_room and not (self._alerts is not None and self._alerts.is_full)
+        """Whether more may be read: nothing of what was read before waits to be sent, or all of it goes together."""
+        if self._alerts is not None and self._alerts.is_full:
+            return False
+        # What is tried again is sent as it was; of a long log, each batch is to bring the cursor on.
+        may_join = self._live and not self._events.more and self._backoff.tries == 0
+        return self._shipper.has_room or (may_join and self._shipper.may_take_more)
 
     @property
     def _alert_s(self) -> float:
@@ -1295,7 +1352,8 @@ class RunSync:
         look_s = now_s + (COLD_S if not self._live else HOT_S if now_s - self._grew_s < WARM_S else WARM_S)
         if self._events.ended and self._shipper.has_room and not self._is_last:
             look_s = now_s
-        due_s = min(self._shipper.due_s(self._live and not self._events.more), look_s)
+        ship_s = max(self._shipper.due_s(self._live and not self._events.more), self._silent_until_s)
+        due_s = min(ship_s, look_s)
         if self._uploads is not None and self._alerts is not None:
             due_s = min(due_s, self._uploads.due_s(), self._alert_s)
         return max(due_s, self._not_before_s)

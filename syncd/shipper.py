@@ -40,6 +40,8 @@ HEARTBEAT_S = 30.0
 UNFINISHED_S = 10.0
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 60.0
+# W&B says what is left of a project's requests on this scale.
+ALLOWANCE = 1000.0
 # A server that asks for more patience than this is asked again after it all the same.
 RETRY_AFTER_MAX_S = 3600.0
 _NOT_THEIRS = "not W&B's answer: a proxy or a captive portal?"
@@ -58,10 +60,19 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Allowance:
+    """What is left of a project's requests: so many of 1000, whatever their number, until they are counted anew."""
+
+    left: float
+    reset_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     verdict: Verdict
     reason: str = ""
     retry_after_s: float | None = None
+    allowance: Allowance | None = None
 
 
 def outcome_of(
@@ -76,7 +87,9 @@ def outcome_of(
     if 200 <= status < 300:
         if is_object:
             # What is left of the project's allowance comes with an ack as well.
-            return Outcome(Verdict.ACK, retry_after_s=retry_after_s(headers, wall_s))
+            return Outcome(
+                Verdict.ACK, retry_after_s=retry_after_s(headers, wall_s), allowance=allowance(headers)
+            )
         return Outcome(Verdict.UNREACHABLE, "something other than W&B answers (a captive portal?)")
     if 300 <= status < 400:
         return Outcome(Verdict.UNREACHABLE, f"HTTP {status}: redirected elsewhere (a captive portal?)")
@@ -135,6 +148,21 @@ def retry_after_s(headers: Mapping[str, str], wall_s: float) -> float | None:
     return min(max(wait_s, 0.0), RETRY_AFTER_MAX_S)
 
 
+def allowance(headers: Mapping[str, str]) -> Allowance | None:
+    """Return what the server says is left of the project's requests; None if it does not say.
+
+    >>> allowance({"RateLimit-Remaining": "750", "RateLimit-Reset": "30"})
+    Allowance(left=750.0, reset_s=30.0)
+    """
+    lowered = {key.lower(): value for key, value in headers.items()}
+    try:
+        left, reset_s = float(lowered["ratelimit-remaining"]), float(lowered["ratelimit-reset"])
+    except (KeyError, ValueError):
+        return None
+    is_sensible = 0.0 <= left <= ALLOWANCE and 0.0 <= reset_s <= RETRY_AFTER_MAX_S
+    return Allowance(left, reset_s) if is_sensible else None
+
+
 @dataclass(slots=True)
 class Backoff:
     """When to try again: doubling, jittered, and never longer than a minute unless the server asks for it."""
@@ -154,15 +182,34 @@ class Backoff:
 
 @dataclass(slots=True)
 class Pace:
-    """When each project may be talked to again: W&B counts requests per project, not per run."""
+    """When each project may be talked to again: W&B counts requests per project, not per run.
+
+    What is left of an allowance is spread over the time for which it is to last, so that nobody meets its end.
+    """
 
     _not_before_s: dict[str, float] = field(default_factory=dict)
+    _gap_s: dict[str, float] = field(default_factory=dict)
+    _left: dict[str, float] = field(default_factory=dict)
 
     def hold(self, project: str, until_s: float) -> None:
         self._not_before_s[project] = max(until_s, self.not_before_s(project))
 
     def not_before_s(self, project: str) -> float:
         return self._not_before_s.get(project, float("-inf"))
+
+    def sent(self, project: str, now_s: float) -> None:
+        """A request leaves; the next of the project has to wait for its share of the time."""
+        if project in self._gap_s:
+            self.hold(project, now_s + self._gap_s[project])
+
+    def told(self, project: str, now: Allowance) -> None:
+        """An answer says what is left."""
+        # By this request and by whatever others of the project sent since the last.
+        used = self._left.get(project, ALLOWANCE) - now.left
+        self._left[project] = now.left
+        # Unless it is counted anew: then a request takes what it took before.
+        if used >= 0:
+            self._gap_s[project] = now.reset_s * min(1.0, used / max(now.left, 1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +332,12 @@ class Shipper:
     def has_room(self) -> bool:
         """Whether lines may be offered: a backlog is filled only when it is empty, so that memory stays bounded."""
         return not self._backlog and self.in_flight is None
+
+    @property
+    def may_take_more(self) -> bool:
+        """Whether half a batch of lines more would still go with those that wait, in one request."""
+        is_plain = self.in_flight is None and self._max_lines is None
+        return is_plain and self._backlog_bytes < self._max_bytes // 2
 
     @property
     def drained(self) -> bool:

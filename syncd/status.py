@@ -231,7 +231,7 @@ def _state(run_dir: Path, names: list[str], cursor: Cursor | None, backlog: int,
         return "parked"
     if cursor is None or cursor.attach is None:
         return "waiting"
-    writing = _is_written(run_dir, names)
+    writing = is_written(run_dir, names)
     if backlog and not writing:
         return "syncing" if online else "waiting"
     if writing:
@@ -242,7 +242,8 @@ def _state(run_dir: Path, names: list[str], cursor: Cursor | None, backlog: int,
     return "syncing" if cursor.state == "synced" else "crashed"
 
 
-def _is_written(run_dir: Path, names: list[str]) -> bool:
+def is_written(run_dir: Path, names: list[str]) -> bool:
+    """Whether the last of these pieces has a writer, as far as can be known."""
     # A piece without a lock was never born: its process was killed on the way.
     born = [name for name in names if (run_dir / name / pieces.LOCK_FILE).exists()]
     return bool(born) and not pieces.closed(run_dir, born[-1])

@@ -402,6 +402,8 @@ async def _upload(
         edits=wishes.edits,
         max_turns=wishes.parallel or MAX_TURNS,
         until_synced=True,
+        # Who presses Ctrl-C waits for it.
+        linger_s=1.0,
     )
     work = asyncio.ensure_future(daemon.run())
     loop = asyncio.get_running_loop()

@@ -17,9 +17,10 @@ from tests.wandb_server.store import StoredRun
 DEADLINE_S = 30.0
 
 
-def daemon_of(
+def options_of(
     server: WandbServer, root: Path, key: Callable[[], str] = lambda: API_KEY, **options: Any
-) -> Daemon:
+) -> dict[str, Any]:
+    """Return what a daemon for this server and root is made of."""
     defaults = {
         "roots": lambda: [root],
         "api": WandbApi(server.base_url, key),
@@ -27,7 +28,11 @@ def daemon_of(
         "steady_s": 0.0,
         "flush_s": 0.05,
     }
-    return Daemon(**{**defaults, **options})
+    return {**defaults, **options}
+
+
+def daemon_of(server: WandbServer, root: Path, **options: Any) -> Daemon:
+    return Daemon(**options_of(server, root, **options))
 
 
 def sync(server: WandbServer, root: Path, **options: Any) -> Daemon:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from tests.wandb_server.server import API_KEY
 from tests.wandb_server.waiting import wait_for
 
 REPOSITORY = Path(__file__).parents[2]
+# Who waits for so long has failed.
+DEADLINE_S = 60.0
 
 
 @pytest.fixture
@@ -51,6 +55,17 @@ def syncd(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[s
         text=True,
         timeout=60,
         check=False,
+    )
+
+
+def foreground(env: dict[str, str], root: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "syncd", "start", "--foreground", "--root", str(root), *arguments],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
     )
 
 
@@ -105,6 +120,90 @@ def test_after_a_kill_the_next_daemon_takes_over(env: dict[str, str], tmp_path: 
     again = syncd(env, "start", "--root", str(tmp_path))
 
     assert again.returncode == 0, again.stderr
+
+
+def test_a_daemon_whose_lock_was_removed_says_so_and_leaves_the_place_to_the_next(
+    env: dict[str, str], tmp_path: Path
+):  # faults: 81
+    first = foreground(env, tmp_path)
+    wait_for(lambda: status(env, tmp_path)["daemon"]["pid"] == first.pid, "the first")
+
+    (Path(env["TIDELOG_STATE_DIR"]) / "syncd.lock").unlink()
+    second = foreground(env, tmp_path)
+    _, said = first.communicate(timeout=DEADLINE_S)
+
+    assert first.returncode == 1
+    assert "syncd.lock, the lock of this syncd" in said
+    wait_for(lambda: status(env, tmp_path)["daemon"]["pid"] == second.pid, "the second")
+    assert syncd(env, "stop").returncode == 0
+    second.communicate(timeout=DEADLINE_S)
+    assert second.returncode == 0
+
+
+def test_a_daemon_may_have_as_many_files_open_as_it_is_allowed_to(env: dict[str, str], tmp_path: Path):
+    # faults: 43
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+    daemon = foreground(
+        env, tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    )
+    wait_for(lambda: status(env, tmp_path)["daemon"]["pid"] == daemon.pid, "the daemon")
+
+    limits = Path(f"/proc/{daemon.pid}/limits").read_text()
+    (line,) = (line for line in limits.splitlines() if line.startswith("Max open files"))
+    assert line.split()[3] == line.split()[4]
+    daemon.terminate()
+    daemon.communicate(timeout=DEADLINE_S)
+
+
+@pytest.mark.parametrize("moment", ["at once", "with its lock", "with its page"])
+def test_a_daemon_that_is_stopped_while_it_starts_ends_and_the_next_one_starts(
+    server: WandbServer, env: dict[str, str], tmp_path: Path, moment: str
+):  # faults: 85
+    finished_run(tmp_path / "runs")
+    state = Path(env["TIDELOG_STATE_DIR"])
+    sign = {
+        "at once": state.parent,
+        "with its lock": state / "syncd.lock",
+        "with its page": state / "syncd.json",
+    }
+
+    daemon = foreground(env, tmp_path / "runs")
+    wait_for(sign[moment].exists, f"the daemon to be stopped {moment}")
+    daemon.terminate()
+    daemon.communicate(timeout=DEADLINE_S)
+    again = syncd(env, "start", "--root", str(tmp_path / "runs"))
+
+    assert daemon.returncode in (0, -signal.SIGTERM)
+    assert again.returncode == 0, again.stderr
+    wait_for(lambda: server.runs() and server.runs()[0].complete, "the upload")
+    assert server.run("ent", "demo", "run").replayed_lines <= 1
+
+
+def test_a_daemon_that_is_stopped_in_the_middle_of_a_request_waits_for_its_answer_and_told_twice_for_none(
+    server: WandbServer, env: dict[str, str], tmp_path: Path
+):  # faults: 84 85
+    finished_run(tmp_path / "runs")
+    server.faults.add("hang", kind="file_stream", hang_s=10 * DEADLINE_S)
+
+    twice = foreground(env, tmp_path / "runs", "--linger=15")
+    wait_for(lambda: server.faults.happened == 1, "a request")
+    begin_s = time.monotonic()
+    # A second one counts once the first was heard.
+    while twice.poll() is None:
+        twice.terminate()
+        time.sleep(0.01)
+    took_s = time.monotonic() - begin_s
+    once = foreground(env, tmp_path / "runs", "--linger=15")
+    wait_for(lambda: server.faults.happened == 2, "the next one's request")
+    once.terminate()
+    server.faults.clear()
+    once.communicate(timeout=DEADLINE_S)
+
+    assert took_s < 10.0
+    assert once.returncode == 0
+    run = server.run("ent", "demo", "run")
+    assert (len(run.history), run.complete, run.replayed_lines) == (1, True, 0)
 
 
 def test_being_offline_is_healthy(server: WandbServer, env: dict[str, str], tmp_path: Path):

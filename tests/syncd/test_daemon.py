@@ -5,23 +5,30 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from eventlog.cursor import cursors
+from eventlog.piece import RunIdentity
 from syncd import daemon as daemon_module
 from syncd.cli import main
-from syncd.daemon import DOUBT_S, MAX_TURNS, PROBE_FIRST_S, PROBE_S, Daemon, Gate
+from syncd.daemon import DOUBT_S, MAX_TURNS, PROBE_FIRST_S, PROBE_S, Daemon, Entry, Gate
 from syncd.fold import HISTORY
-from syncd.wandb_api import WandbApi
+from syncd.run_sync import COLD_S
+from syncd.wandb_api import Answer, WandbApi
 from tests.faults.turns import Clock, rest, sync_of
-from tests.logs import HandmadePiece, handmade_run
+from tests.logs import HandmadePiece, handmade_run, resumed
 from tests.syncd.front import Front
-from tests.syncd.syncing import finished_run, sync, sync_while, xs
+from tests.syncd.syncing import DEADLINE_S, finished_run, options_of, sync, sync_while, xs
 from tests.wandb_server import API_KEY, WandbServer
+from tests.wandb_server.limits import ProjectLimit
 from tests.wandb_server.waiting import wait_for
 
 # Far below the minute that a request is given, and above what a loaded machine needs.
@@ -219,6 +226,20 @@ def test_what_is_left_of_an_allowance_is_obeyed_for_its_project_and_no_other(
     assert begun[1] - begun[0] >= 2.0
 
 
+def test_runs_that_share_an_allowance_spread_it_and_hardly_meet_its_end(server: WandbServer, tmp_path: Path):
+    # faults: 69
+    server.project_limit = ProjectLimit(requests=20, per_s=2.0)
+    fill(tmp_path, 30)
+
+    sync(server, tmp_path)
+
+    answers = Counter(request.status for request in server.requests if request.kind == "file_stream")
+    assert all(run.complete and run.replayed_lines == 0 for run in server.runs())
+    assert answers[200] >= 60
+    # A request that is on its way may use what another was counting on.
+    assert answers[429] <= 5
+
+
 def test_a_moved_run_goes_on_below_another_root_of_the_same_daemon(
     server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):  # faults: 29
@@ -315,3 +336,300 @@ def test_a_root_with_two_names_is_one(server: WandbServer, tmp_path: Path, monke
 
     assert synced.exit_code == 0, synced.output
     assert [run["state"] for run in json.loads(shown.output)["runs"]] == ["synced"]
+
+
+def fill(root: Path, runs: int, project: str = "demo", rows: int = 5) -> None:
+    for number in range(runs):
+        piece = handmade_run(root, f"{project}{number:02}", project)
+        for i in range(rows):
+            piece.log(x=i, step=i)
+        piece.log("exit", exitcode=0)
+        piece.die()
+
+
+class Counting(Daemon):
+    """Counts the turns it starts, and how many runs are open at most."""
+
+    def count_from_now(self) -> None:
+        self.turns = 0
+        self.most_open = 0
+
+    def _start_turn(self, entry: Entry, now_s: float) -> None:
+        super()._start_turn(entry, now_s)
+        self.turns += 1
+        self.most_open = max(self.most_open, sum(entry.sync.is_open for entry in self.entries.values()))
+
+
+def test_of_many_runs_the_first_are_done_before_the_last_are_begun(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):  # faults: 43
+    monkeypatch.setattr(daemon_module, "WINDOW", 4)
+    fill(tmp_path, 24)
+    daemon = Counting(**options_of(server, tmp_path))
+    daemon.count_from_now()
+
+    asyncio.run(asyncio.wait_for(daemon.run(), DEADLINE_S))
+
+    assert all(run.complete and run.replayed_lines == 0 for run in server.runs())
+    # Those of the window, and never more: a file descriptor and a fold each.
+    assert daemon.most_open <= 4
+    begun = [r.path for r in server.requests if r.kind == "file_stream"]
+    last_begun = begun.index(next(path for path in begun if "demo23" in path))
+    assert sum(1 for path in set(begun) if path not in begun[last_begun:]) >= 24 - 4 - 1
+
+
+def test_a_run_that_is_being_written_waits_for_no_place(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):  # faults: 43
+    monkeypatch.setattr(daemon_module, "WINDOW", 1)
+    fill(tmp_path, 1, "alpha")
+    live = handmade_run(tmp_path, "live", "zeta")
+    live.log(x=7, step=0, commit=True)
+    # It has the only place, and keeps it.
+    server.faults.add("hang", kind="file_stream", project="alpha", hang_s=10 * SOON_S)
+
+    def play(_: Daemon) -> None:
+        wait_for(lambda: rows(server) == [7], "the live run's row", SOON_S)
+        server.faults.clear()
+        wait_for(lambda: 4 in rows(server), "the other's rows")
+
+    sync_while(server, tmp_path, play)
+
+    live.die()
+
+
+def test_a_run_in_trouble_gives_its_place_to_those_that_wait(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):  # faults: 43
+    monkeypatch.setattr(daemon_module, "WINDOW", 1)
+    fill(tmp_path, 2, "bad")
+    fill(tmp_path, 3, "good")
+    server.faults.add("status", project="bad", status=503, retry_after="3600")
+
+    def play(_: Daemon) -> None:
+        done = lambda: {run.run_id for run in server.runs() if run.complete}  # noqa: E731
+        wait_for(lambda: done() == {"good00", "good01", "good02"}, "the others", SOON_S)
+
+    sync_while(server, tmp_path, play)
+
+
+class Hours:
+    """A clock that a test puts forward, and a daemon in its own process that goes by it."""
+
+    def __init__(self, server: WandbServer, root: Path, **options: Any) -> None:
+        self.ahead_s = 0.0
+        clock = lambda: time.monotonic() + self.ahead_s  # noqa: E731 - as the daemon's field has it
+        self.daemon = Counting(
+            **{**options_of(server, root), "until_synced": False, "clock": clock, **options}
+        )
+        self.daemon.count_from_now()
+
+    async def next_look(self, runs: int) -> None:
+        """Let every run be looked at once more."""
+        entries = self.daemon.entries
+        await until(lambda: len(entries) == runs, "the runs")
+        self.ahead_s += COLD_S + 1.0
+        now_s = self.daemon.clock()
+        self.daemon._wake.set()
+        await until(lambda: all(entry.due_s > now_s for entry in entries.values()), "a look at each")
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    await asyncio.to_thread(wait_for, condition, what, DEADLINE_S)
+
+
+def test_a_thousand_runs_at_rest_are_looked_at_and_not_opened(server: WandbServer, tmp_path: Path):
+    # faults: 43
+    runs = 1000
+    for number in range(runs):
+        identity = RunIdentity.new("demo", f"run{number:04}", None)
+        identity.publish(identity.directory(tmp_path))
+    hours = Hours(server, tmp_path)
+
+    async def story() -> None:
+        running = asyncio.ensure_future(hours.daemon.run())
+        # To find out that there is nothing to do, and that nothing came meanwhile.
+        for _ in range(2):
+            await hours.next_look(runs)
+        hours.daemon.count_from_now()
+        for _ in range(3):
+            await hours.next_look(runs)
+        hours.daemon.stop()
+        await running
+
+    asyncio.run(asyncio.wait_for(story(), 4 * DEADLINE_S))
+
+    assert hours.daemon.turns == 0
+
+
+def test_what_comes_to_a_run_at_rest_is_found_without_a_hint(server: WandbServer, tmp_path: Path):
+    # faults: 43
+    first = finished_run(tmp_path)
+    finished_run(tmp_path, "other")
+    hours = Hours(server, tmp_path)
+
+    async def story() -> None:
+        running = asyncio.ensure_future(hours.daemon.run())
+        await until(lambda: [run.complete for run in server.runs()] == [True, True], "the upload")
+        for _ in range(2):
+            await hours.next_look(2)
+        hours.daemon.count_from_now()
+        later = resumed(first.identity, tmp_path)
+        later.log(x=5, step=5, commit=True)
+        later.die()
+        await hours.next_look(2)
+        await until(lambda: 5 in xs(server.run("ent", "demo", "run")), "the row")
+        hours.daemon.stop()
+        await running
+
+    asyncio.run(asyncio.wait_for(story(), 4 * DEADLINE_S))
+
+    assert server.run("ent", "demo", "run").replayed_lines == 0
+
+
+def test_one_huge_run_lets_the_small_ones_pass_and_gets_on_all_the_same(server: WandbServer, tmp_path: Path):
+    # faults: 76
+    huge = handmade_run(tmp_path, "a-huge")
+    for i in range(400):
+        huge.log(x=i, text="t" * 60_000, step=i)
+    huge.log("exit", exitcode=0)
+    huge.die()
+    fill(tmp_path, 99, rows=50)
+
+    sync(server, tmp_path, max_turns=1)
+
+    posts = [request for request in server.requests if request.kind == "file_stream"]
+    of_the_huge = [i for i, request in enumerate(posts) if "a-huge" in request.path]
+    small_ends = [i for i, r in enumerate(posts) if r.body.get("complete") and "a-huge" not in r.path]
+    assert all(run.complete and run.replayed_lines == 0 for run in server.runs())
+    assert len(small_ends) == 99
+    # All of the small ones are there before it is, and it waits for a few requests of each that is open, not for all.
+    assert small_ends[-1] < of_the_huge[-1]
+    assert max(later - earlier for earlier, later in pairwise(of_the_huge)) <= 3 * daemon_module.WINDOW
+
+
+def test_a_stop_brings_what_was_just_logged_there_first(server: WandbServer, tmp_path: Path):  # faults: 84
+    piece = live_run(tmp_path)
+
+    def play(_: Daemon) -> None:
+        wait_for(lambda: rows(server) == [0], "the first row")
+        for x in range(1, 8):
+            piece.log(x=x, step=x, commit=True)
+
+    sync_while(server, tmp_path, play, flush_s=600.0)
+
+    piece.die()
+    (run,) = server.runs()
+    assert (xs(run), run.replayed_lines) == (list(range(8)), 0)
+    (cursor,) = cursors(tmp_path / "demo" / "run")
+    assert (cursor.acked[HISTORY], cursor.next) == (8, {"writer": "main-0001", "seq": 9})
+
+
+def test_a_stop_with_nothing_to_send_waits_for_nothing(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):  # faults: 84
+    monkeypatch.setattr(daemon_module, "ROOTS_S", 10 * SOON_S)
+    finished_run(tmp_path)
+    took_s: list[float] = []
+
+    async def story() -> None:
+        linger_s = 10 * SOON_S
+        daemon = Daemon(**{**options_of(server, tmp_path), "until_synced": False, "linger_s": linger_s})
+        running = asyncio.ensure_future(daemon.run())
+        await until(lambda: [e.sync.caught_up for e in daemon.entries.values()] == [True], "the upload")
+        begin_s = time.monotonic()
+        daemon.stop()
+        await running
+        took_s.append(time.monotonic() - begin_s)
+
+    asyncio.run(asyncio.wait_for(story(), 4 * DEADLINE_S))
+
+    assert took_s[0] < SOON_S
+
+
+@pytest.mark.parametrize("is_told_twice", [False, True])
+def test_a_stop_that_cannot_send_ends_all_the_same_and_the_next_daemon_sends_nothing_twice(
+    server: WandbServer, tmp_path: Path, is_told_twice: bool
+):  # faults: 84 85
+    piece = live_run(tmp_path)
+    linger_s = 10 * SOON_S if is_told_twice else 0.5
+    took_s: list[float] = []
+
+    async def story() -> None:
+        daemon = Daemon(**{**options_of(server, tmp_path), "until_synced": False, "linger_s": linger_s})
+        running = asyncio.ensure_future(daemon.run())
+        await until(lambda: rows(server) == [0], "the first row")
+        # The answer is lost with the daemon: the rows are there, and it does not know.
+        server.faults.add("hang", kind="file_stream", hang_s=20 * SOON_S, applied=True)
+        piece.log(x=1, step=1, commit=True)
+        await until(lambda: rows(server) == [0, 1], "the row whose answer does not come")
+        piece.log(x=2, step=2, commit=True)
+        begin_s = time.monotonic()
+        daemon.stop()
+        if is_told_twice:
+            daemon.stop()
+        await running
+        took_s.append(time.monotonic() - begin_s)
+
+    asyncio.run(asyncio.wait_for(story(), 4 * DEADLINE_S))
+    server.faults.clear()
+    piece.log("exit", exitcode=0)
+    piece.die()
+    sync(server, tmp_path)
+
+    (run,) = server.runs()
+    assert took_s[0] < SOON_S
+    assert (xs(run), run.complete) == ([0, 1, 2], True)
+    # The batch that was in flight, to the place where it is.
+    assert run.replayed_lines <= 1
+    assert server.violations == []
+
+
+def test_a_run_whose_turns_raise_again_and_again_is_parked_and_a_retry_lifts_that(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):  # faults: 87
+    monkeypatch.setattr(daemon_module, "CRASH_BACKOFF_S", 0.01)
+    for name, value in server.env(tmp_path / "home").items():
+        monkeypatch.setenv(name, value)
+    root = tmp_path / "runs"
+    fill(root, 3)
+    poisoned = root / "demo" / "demo01"
+
+    class Poisoned(WandbApi):
+        async def resume_status(self, entity: str | None, project: str, run_id: str) -> Answer:
+            if run_id == "demo01":
+                raise TypeError("of a kind that nobody thought of")
+            return await super().resume_status(entity, project, run_id)
+
+    daemon = sync(server, root, api=Poisoned(server.base_url, lambda: API_KEY))
+    parked = {
+        key[0].name: entry.sync.error or "" for key, entry in daemon.entries.items() if entry.sync.parked
+    }
+    done = {run.run_id for run in server.runs() if run.complete}
+    said = CliRunner().invoke(main, ["retry", str(poisoned)])
+    sync(server, root)
+
+    assert done == {"demo00", "demo02"}
+    assert parked.keys() == {"demo01"}
+    assert "TypeError: of a kind that nobody thought of" in parked["demo01"]
+    assert "`syncd retry demo/demo01`" in parked["demo01"]
+    assert said.exit_code == 0, said.output
+    assert server.run("ent", "demo", "demo01").complete
+
+
+def test_a_disk_that_fails_again_and_again_parks_nothing(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):  # faults: 87
+    monkeypatch.setattr(daemon_module, "CRASH_BACKOFF_S", 0.01)
+    finished_run(tmp_path)
+    refusals = iter([OSError(28, "No space left on device")] * (2 * daemon_module.CRASHES_MAX))
+
+    def key() -> str:
+        if error := next(refusals, None):
+            raise error
+        return API_KEY
+
+    sync(server, tmp_path, key=key)
+
+    assert next(refusals, None) is None
+    assert server.runs()[0].complete

@@ -13,11 +13,12 @@ import pytest
 from eventlog import reader as reader_module
 from eventlog.cursor import cursors, save
 from syncd import daemon as daemon_module
-from syncd.daemon import Daemon
+from syncd.daemon import HINT_S, Daemon
 from syncd.fold import HISTORY
 from syncd.metadata import MARK
+from syncd.shipper import BATCH_MAX_BYTES, FLUSH_S
 from syncd.wandb_api import Answer, WandbApi
-from tests.faults.turns import Clock, sync_of, turn
+from tests.faults.turns import Clock, rest, sync_of, turn
 from tests.logs import HandmadePiece, handmade_run, resumed
 from tests.syncd.syncing import DEADLINE_S, finished_run, sync, sync_while, xs
 from tests.wandb_server import WandbServer
@@ -651,4 +652,162 @@ def test_a_line_that_is_being_written_is_shown_now_and_then_and_whole_in_the_end
     # 50 s, and every 10 s at most.
     assert 3 <= len(set(shown) - {""}) <= 6
     assert [line.partition(" ")[2] for line in server.run("ent", "demo", "run").console_lines] == ["done"]
+    assert server.violations == []
+
+
+def test_a_row_of_a_live_run_is_there_one_flush_after_it_was_logged_at_the_latest(
+    server: WandbServer, tmp_path: Path
+):
+    piece = handmade_run(tmp_path)
+    clock = Clock()
+    api = WandbApi(server.base_url, lambda: API_KEY)
+    run_sync = sync_of(piece, api, clock)
+    logged: list[int] = []
+    waited: dict[int, int] = {}
+
+    async def story() -> None:
+        due = 0.0
+        # Tenths of a second, so that none of them is a rounded one.
+        for tenth in range(300):
+            clock.now_s = tenth / 10
+            if tenth % 7 == 0:
+                piece.log(x=len(logged), step=len(logged), commit=True)
+                logged.append(tenth)
+                due = min(due, clock.now_s + HINT_S)
+            while due <= clock.now_s:
+                due = await run_sync.turn(clock.now_s)
+            there = xs(server.runs()[0]) if server.runs() else []
+            waited.update({x: tenth - logged[x] for x in there if x not in waited})
+        run_sync.close()
+        await api.close()
+
+    asyncio.run(story())
+
+    piece.die()
+    posts = [request for request in server.requests if request.kind == "file_stream"]
+    assert max(waited.values()) <= 10 * FLUSH_S
+    # All but those of the last flush, and no more requests than one for each.
+    assert len(waited) >= len(logged) - 8
+    assert len(posts) <= 30.0 / FLUSH_S + 2
+
+
+def test_a_config_that_changes_with_every_row_is_told_once_a_flush(server: WandbServer, tmp_path: Path):
+    piece = handmade_run(tmp_path)
+    clock = Clock()
+    api = WandbApi(server.base_url, lambda: API_KEY)
+    run_sync = sync_of(piece, api, clock)
+
+    async def story() -> None:
+        for second in range(30):
+            clock.now_s = float(second)
+            piece.log("config", second=second)
+            piece.log(x=second, step=second, commit=True)
+            for _ in range(3):
+                await run_sync.turn(clock.now_s)
+        run_sync.close()
+        await api.close()
+
+    asyncio.run(story())
+
+    piece.die()
+    told = [request for request in server.requests if request.kind == "graphql:UpsertBucket"]
+    assert server.runs()[0].config["second"] >= 25 - FLUSH_S
+    assert len(told) <= 30.0 / FLUSH_S + 2
+
+
+def test_a_live_run_that_logs_more_than_is_sent_at_once_lets_its_cursor_follow(
+    server: WandbServer, tmp_path: Path
+):
+    piece = handmade_run(tmp_path)
+    clock = Clock()
+    api = WandbApi(server.base_url, lambda: API_KEY)
+    run_sync = sync_of(piece, api, clock)
+    behind: list[int] = []
+
+    async def story() -> None:
+        for second in range(20):
+            clock.now_s = float(second)
+            # More than a batch; of lines so much longer than their records, one portion is more than a batch as well.
+            for _ in range(20):
+                piece.log(x=piece.seq, text='"' * 30_000, step=piece.seq, commit=True)
+            for _ in range(3):
+                await run_sync.turn(clock.now_s)
+            (cursor,) = cursors(tmp_path / "demo" / "run")
+            there = len(server.runs()[0].history)
+            behind.append(there - (cursor.next["seq"] if cursor.next is not None else 0))
+        run_sync.close()
+        await api.close()
+
+    asyncio.run(story())
+
+    piece.die()
+    assert len(server.runs()[0].history) > 100
+    assert max(behind) * 120_000 <= BATCH_MAX_BYTES
+
+
+def test_while_a_server_takes_nothing_no_more_is_read_than_a_batch(server: WandbServer, tmp_path: Path):
+    # faults: 77
+    piece = handmade_run(tmp_path)
+    clock = Clock()
+    api = WandbApi(server.base_url, lambda: API_KEY)
+    run_sync = sync_of(piece, api, clock)
+    ahead_bytes: list[int] = []
+
+    async def story() -> None:
+        await rest(run_sync, clock)
+        server.faults.add("status", kind="file_stream", status=503)
+        begin = piece.seq
+        for i in range(120):
+            piece.log(x=i, text="t" * 60_000, step=i, commit=True)
+            clock.now_s += 10.0
+            await run_sync.turn(clock.now_s)
+            ahead_bytes.append((run_sync._events.next_seq - begin) * 60_000)
+        server.faults.clear()
+        await rest(run_sync, clock)
+        run_sync.close()
+        await api.close()
+
+    asyncio.run(story())
+
+    piece.die()
+    # One batch, and the row that came across its limit.
+    assert 0 < max(ahead_bytes) <= BATCH_MAX_BYTES + 60_000
+    assert xs(server.run("ent", "demo", "run")) == list(range(120))
+
+
+def test_what_was_sent_in_large_batches_goes_on_in_small_ones_after_a_restart(
+    server: WandbServer, tmp_path: Path
+):  # faults: 78
+    piece = handmade_run(tmp_path)
+    for i in range(64):
+        piece.log(x=i, text="t" * 60_000, step=i)
+    piece.log("exit", exitcode=0)
+    piece.die()
+    clock = Clock()
+    api = WandbApi(server.base_url, lambda: API_KEY)
+    before = sync_of(piece, api, clock)
+
+    async def killed_in_the_middle() -> None:
+        while not server.runs() or len(server.runs()[0].history) < 20:
+            await turn(before, clock)
+        # The next batch arrives, and its answer does not.
+        server.faults.add("truncate", kind="file_stream", times=1)
+        while server.faults.happened == 0:
+            await turn(before, clock)
+        before._let_go()
+        await api.close()
+
+    asyncio.run(killed_in_the_middle())
+    there = len(server.runs()[0].history)
+    server.clear_requests()
+    server.faults.add("status", kind="file_stream", status=413, over_bytes=200_000)
+    sync(server, tmp_path)
+
+    (run,) = server.runs()
+    taken = [r.bytes for r in server.requests if r.kind == "file_stream" and r.status == 200]
+    assert 20 < there < 64
+    assert xs(run) == list(range(64))
+    assert max(taken) <= 200_000
+    # What was in flight goes again, to the same place.
+    assert 0 < run.replayed_lines <= BATCH_MAX_BYTES // 60_000
     assert server.violations == []

@@ -15,6 +15,11 @@ from eventlog.seal import to_seal
 from syncd.sealing import Sealer
 from tests.logs import handmade_run
 from tests.syncd.syncing import DEADLINE_S, finished_run
+from tests.syncd.test_cli import env, server, status, syncd
+from tests.wandb_server import WandbServer
+from tests.wandb_server.waiting import wait_for
+
+__all__ = ["env", "server"]
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -97,3 +102,27 @@ def test_who_stops_takes_the_child_along(tmp_path: Path):
 
     assert len(children) == 1
     assert not children[0].is_running()
+
+
+def test_the_daemon_has_what_it_uploaded_sealed(server: WandbServer, env: dict[str, str], tmp_path: Path):
+    over, left = finished_run(tmp_path / "runs", "over"), handmade_run(tmp_path / "runs", "live")
+    left.log(x=1, step=0)
+
+    syncd(env, "start", "--root", str(tmp_path / "runs"))
+    wait_for(lambda: not to_seal(over.piece.dir.parent), "the seal")
+    wait_for(lambda: len(server.runs()) == 2, "both runs")
+
+    assert list(over.piece.dir.glob("events-*.parquet"))
+    assert not list(left.piece.dir.glob("*.parquet"))
+
+
+def test_the_daemon_seals_nothing_where_it_is_not_to(
+    server: WandbServer, env: dict[str, str], tmp_path: Path
+):
+    over = finished_run(tmp_path / "runs", "over")
+
+    syncd(env, "start", "--no-seal", "--root", str(tmp_path / "runs"))
+    wait_for(lambda: status(env, tmp_path / "runs")["runs"][0]["state"] == "synced", "the upload")
+    syncd(env, "stop")
+
+    assert to_seal(over.piece.dir.parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from syncd.shipper import (
     HEARTBEAT_S,
     RETRY_AFTER_MAX_S,
     UNFINISHED_S,
+    Allowance,
     Backoff,
     Batch,
     Outcome,
@@ -106,6 +108,41 @@ def test_a_project_that_is_held_is_held_for_the_longest_that_was_asked_for():  #
 
     assert pace.not_before_s("ent/a") == 30.0
     assert pace.not_before_s("ent/b") == float("-inf")
+
+
+@pytest.mark.parametrize("requests", [3, 10, 100])
+def test_what_is_left_of_an_allowance_is_spread_over_its_time_and_never_used_up(requests: int):  # faults: 69
+    pace = Pace()
+    sent: Counter[int] = Counter()
+    gaps_s: list[float] = []
+    last_s = 0.0
+
+    # For ten minutes of which each is counted by itself, whatever may be sent is.
+    for tenth in range(6000):
+        now_s, minute = tenth / 10, tenth // 600
+        if now_s < pace.not_before_s("demo"):
+            continue
+        sent[minute] += 1
+        pace.sent("demo", now_s)
+        pace.told("demo", Allowance(1000.0 * (1 - sent[minute] / requests), 60.0 * (minute + 1) - now_s))
+        gaps_s.append(now_s - last_s)
+        last_s = now_s
+
+    assert max(sent.values()) <= requests
+    # And not all at the beginning of each minute.
+    assert max(gaps_s) <= 60.0 * 2 / (requests - 1)
+    assert sum(sent.values()) > 10 * requests / 2
+
+
+def test_an_allowance_that_is_hardly_used_makes_nobody_wait():
+    pace = Pace()
+
+    pace.sent("demo", 0.0)
+    pace.told("demo", Allowance(999.0, 60.0))
+    pace.sent("demo", 1.0)
+
+    assert pace.not_before_s("demo") - 1.0 < 0.1
+    assert pace.not_before_s("other") == float("-inf")
 
 
 def test_an_ack_moves_the_cursor_and_the_next_lines_follow_it():
@@ -484,3 +521,18 @@ def test_a_page_with_status_200_is_a_captive_portal_and_no_ack():
 )
 def test_how_long_a_server_asks_to_wait(headers: dict[str, str], wait_s: float | None):  # faults: 69
     assert outcome_of(429, headers, is_object=True, wall_s=100.0).retry_after_s == wait_s
+
+
+def test_lines_may_join_those_that_wait_for_as_long_as_all_of_them_go_together():
+    half = "h" * (BATCH_MAX_BYTES // 2)
+    shipper = new_shipper(flush_s=5.0)
+    shipper.offer(history(0))
+    begun = shipper.may_take_more
+    shipper.next_batch(now_s=0.0, live=True)
+    in_flight = shipper.may_take_more
+    shipper.acked_batch()
+    shipper.offer(history(1, text=half))
+
+    assert (begun, in_flight, shipper.may_take_more) == (True, False, False)
+    # And then it does not wait for its time.
+    assert shipper.next_batch(now_s=0.1, live=True) is not None
