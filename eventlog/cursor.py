@@ -16,12 +16,22 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from eventlog.piece import hold, lock_text, sync_directory, write_all
+from eventlog.piece import (
+    hold,
+    lock_line,
+    lock_text,
+    ran_here,
+    sync_directory,
+    text_of,
+    this_boot_id,
+    write_all,
+)
 from eventlog.record import BadLine, frame_object, unframe_object
 
 FORMAT = 1
@@ -30,6 +40,9 @@ SYNC_DIR = "sync"
 APPEND = "append"
 CONTINUE = "continue"
 _RUN_ID_FILE = "run-id"
+# After a crash another host waits so long before it takes a run over; and a host that holds one says so that often.
+LEASE_S, RENEW_S = 180.0, 30.0
+_LEASE_MAX_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +105,8 @@ def save(run_dir: Path, cursor: Cursor, now_us: int, durable: bool = False) -> C
     directory.mkdir(mode=0o700, exist_ok=True)
     written = replace(cursor, generation=cursor.generation + 1, time=now_us)
     path = directory / f"{cursor.sink.name}.json"
-    temporary = path.with_suffix(".json.new")
+    # Another host's uploader may write at this moment: see `Lease`.
+    temporary = path.with_suffix(new_suffix())
     # A kill between the two renames below leaves it as another name of the durable generation.
     temporary.unlink(missing_ok=True)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -104,7 +118,7 @@ def save(run_dir: Path, cursor: Cursor, now_us: int, durable: bool = False) -> C
         os.close(fd)
     if durable:
         # One file under both names: what comes after it takes the one, and leaves the other until it is durable too.
-        linked = path.with_suffix(".json.durable")
+        linked = temporary.with_name(f"{temporary.name}.durable")
         linked.unlink(missing_ok=True)
         os.link(temporary, linked)
         os.replace(linked, _previous(path))
@@ -114,6 +128,11 @@ def save(run_dir: Path, cursor: Cursor, now_us: int, durable: bool = False) -> C
     return written
 
 
+def new_suffix() -> str:
+    """Return how a cursor ends that is being written on this kernel, on which one process at a time does."""
+    return f".json.new-{this_boot_id()[:8]}"
+
+
 def forget(run_dir: Path, sink: Sink) -> None:
     """Delete what is known of one destination."""
     path = run_dir / SYNC_DIR / f"{sink.name}.json"
@@ -121,11 +140,54 @@ def forget(run_dir: Path, sink: Sink) -> None:
         generation.unlink(missing_ok=True)
 
 
-def lock(run_dir: Path, sink: Sink) -> int | None:
-    """Return a descriptor that holds the run for one uploader to that sink, or None if another process has it."""
-    directory = run_dir / SYNC_DIR
-    directory.mkdir(mode=0o700, exist_ok=True)
-    return hold(directory / f"{sink.name}.lock")
+class Lease:
+    """Holds a run for one uploader to one sink: on this kernel by `flock`, between hosts by what the lock file says.
+
+    Not every network file system carries locks from host to host, and clocks differ.  So the second part only saves work:
+    two that upload one run at once send the same lines to the same places.
+    """
+
+    def __init__(self, fd: int, now_us: int) -> None:
+        self._fd = fd
+        self._said = b""
+        self._said_us = 0
+        self._say(now_us)
+
+    @classmethod
+    def take(cls, run_dir: Path, sink: Sink, now_us: int) -> Lease | None:
+        """Hold the run, or return None if another process has it, or one on another host said so a short while ago."""
+        directory = run_dir / SYNC_DIR
+        directory.mkdir(mode=0o700, exist_ok=True)
+        fd = hold(directory / f"{sink.name}.lock")
+        if fd is None:
+            return None
+        text = text_of(os.pread(fd, _LEASE_MAX_BYTES, 0))
+        # A clock that is far ahead would hold the run for as long after a crash.
+        if text and not ran_here(text) and abs(now_us - text["heartbeat"]) < LEASE_S * 1e6:
+            os.close(fd)
+            return None
+        return cls(fd, now_us)
+
+    def keep(self, now_us: int) -> bool:
+        """Say now and then that the run is held; return False if another host has taken it since."""
+        if os.pread(self._fd, _LEASE_MAX_BYTES, 0) != self._said:
+            return False
+        if abs(now_us - self._said_us) > RENEW_S * 1e6:
+            self._say(now_us)
+        return True
+
+    def release(self) -> None:
+        if os.pread(self._fd, _LEASE_MAX_BYTES, 0) == self._said:
+            os.ftruncate(self._fd, 0)
+        os.close(self._fd)
+
+    def _say(self, now_us: int) -> None:
+        line, self._said_us = lock_line(now_us), now_us
+        # A disk that refuses it costs nothing.
+        with suppress(OSError):
+            os.pwrite(self._fd, line, 0)
+            os.ftruncate(self._fd, len(line))
+        self._said = os.pread(self._fd, _LEASE_MAX_BYTES, 0)
 
 
 def run_id_there(run_dir: Path) -> str | None:

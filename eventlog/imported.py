@@ -22,10 +22,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from eventlog.parquet import Brief, Unreadable
-from eventlog.piece import LOCK_FILE, RunIdentity, hold, sync_directory, this_boot_id, this_host
+from eventlog.piece import LOCK_FILE, RunIdentity, hold, lock_line, sync_directory
 from eventlog.reader import end_of
 from eventlog.record import BadLine, encode
 from eventlog.segment import ROTATE_BYTES, Header, Sealed, Segment, next_attempt, sealed_in, segments_in
@@ -191,6 +189,5 @@ def _locked(directory: Path) -> int | None:
     """Return a descriptor that holds the piece's lock, or None if another process does."""
     fd = hold(directory / LOCK_FILE)
     if fd is not None:
-        text = {"host": this_host(), "boot_id": this_boot_id(), "pid": os.getpid(), "heartbeat": 0}
-        os.pwrite(fd, orjson.dumps(text) + b"\n", 0)
+        os.pwrite(fd, lock_line(0), 0)
     return fd

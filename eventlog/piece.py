@@ -141,12 +141,10 @@ class Piece:
 
     def heartbeat(self, now_us: int) -> None:
         """Say in the lock's text that this writer lived at `now_us`.  A disk that refuses it costs nothing."""
-        text = orjson.dumps(
-            {"host": this_host(), "boot_id": this_boot_id(), "pid": os.getpid(), "heartbeat": now_us}
-        )
+        line = lock_line(now_us)
         try:
-            os.pwrite(self._lock_fd, text + b"\n", 0)
-            os.ftruncate(self._lock_fd, len(text) + 1)
+            os.pwrite(self._lock_fd, line, 0)
+            os.ftruncate(self._lock_fd, len(line))
         except OSError as error:
             if error.errno == errno.EBADF:
                 raise
@@ -252,16 +250,30 @@ def hold(path: Path) -> int | None:
     return fd
 
 
+def lock_line(now_us: int) -> bytes:
+    """Return what the holder of a lock says of itself in the lock's file."""
+    text = {"host": this_host(), "boot_id": this_boot_id(), "pid": os.getpid(), "heartbeat": now_us}
+    return orjson.dumps(text) + b"\n"
+
+
 def lock_text(piece_dir: Path) -> dict[str, Any]:
     """Return what the lock's text says (`host boot_id pid heartbeat`), or nothing.  It informs, and decides nothing."""
     try:
-        text = orjson.loads(_read_small(piece_dir / LOCK_FILE))
-    except (OSError, ValueError):
+        return text_of(_read_small(piece_dir / LOCK_FILE))
+    except OSError:
+        return {}
+
+
+def text_of(line: bytes) -> dict[str, Any]:
+    """Return what `lock_line` said, with a heartbeat that is a whole number; nothing for anything else."""
+    try:
+        text = orjson.loads(line)
+    except ValueError:
         return {}
     if not isinstance(text, dict):
         return {}
     heartbeat = text.get("heartbeat", 0)
-    return text if type(heartbeat) is int else text | {"heartbeat": 0}
+    return text | {"heartbeat": heartbeat if type(heartbeat) is int else 0}
 
 
 def ran_here(text: Mapping[str, Any]) -> bool:

@@ -38,7 +38,7 @@ import orjson
 import pytest
 
 from eventlog.artifact import base64_md5, digest_of
-from eventlog.cursor import SYNC_DIR, Sink, cursors
+from eventlog.cursor import SYNC_DIR, Sink, cursors, new_suffix
 from eventlog.record import encode
 from eventlog.store import Store
 from syncd.status import ALERT_UNCERTAIN
@@ -134,7 +134,7 @@ class Setting(NamedTuple):
         """Return all that `syncd` makes on the disk for one run."""
         directory = root / "demo" / run_id / SYNC_DIR
         stem = Sink(self.server.base_url, None, "demo", run_id).name
-        ends = [".lock", ".json", ".json.new", ".json.durable", ".json.previous"]
+        ends = [".lock", ".json", new_suffix(), f"{new_suffix()}.durable", ".json.previous"]
         return [directory, *(directory / f"{stem}{end}" for end in ends)]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from eventlog import read
-from eventlog.cursor import cursors
+from eventlog.cursor import cursors, new_suffix
 from eventlog.record import frame_object, unframe_object
 from eventlog.segment import FORMAT
 from syncd import run_sync, shipper
@@ -553,7 +553,7 @@ def test_killed_while_the_cursor_is_saved_nothing_is_sent_again(world: World, mo
     world.arrived()
     world.stop()
     newest = path.read_bytes()
-    unborn, previous = path.with_suffix(".json.new"), path.with_suffix(".json.previous")
+    unborn, previous = path.with_suffix(new_suffix()), path.with_suffix(".json.previous")
     if moment == "during":
         unborn.write_bytes(newest[: len(newest) // 2])
     if moment == "between the two renames":
