@@ -1022,7 +1022,6 @@ class RunSync:
         if not untold:
             return True
         assert self._attached is not None
-        self._spoke(now_s)
         names = untold.keys() - {"config"}
         answer = await self._api.upsert_run(
             name=self._attached.run_id,
@@ -1035,6 +1034,7 @@ class RunSync:
         if not self._passed(answer, bool(dig(answer.data, "upsertBucket", "bucket"))):
             return False
         self._backoff.reset()
+        self._spoke(now_s)
         told = {**self._cursor.told, **untold, "at": [self._events.writer, self._events.next_seq]}
         if "config" in untold:
             told["config"] = metadata.digest(untold["config"])
