@@ -411,8 +411,8 @@ def retry(roots: tuple[Path, ...], run: str, append: bool, new_id: bool, ended: 
             cursors.vouch_for_end(run_dir, cursor.fold["writer"])
     choice = cursors.APPEND if append else None
     for cursor in standing if not new_id and not ended else ():
-        held = cursors.lock(run_dir, cursor.sink)
-        if held is None:
+        lease = cursors.Lease.take(run_dir, cursor.sink, time.time_ns() // 1000)
+        if lease is None:
             raise click.ClickException("syncd is uploading this run at this moment; try again in a minute.")
         try:
             tried = replace(cursor, state="waiting", error=None, choice=choice)
@@ -421,7 +421,7 @@ def retry(roots: tuple[Path, ...], run: str, append: bool, new_id: bool, ended: 
                 tried = cursors.Cursor(cursor.sink, cursor.rank, choice=choice, generation=cursor.generation)
             cursors.save(run_dir, tried, time.time_ns() // 1000, durable=True)
         finally:
-            os.close(held)
+            lease.release()
     # A daemon that watches the run looks at it now.
     os.utime(run_dir / RUN_FILE)
     if not known_roots.daemon_is_watching():

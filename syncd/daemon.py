@@ -126,6 +126,8 @@ class Entry:
     is_given_up: bool = False
     """The last turn hung, and was ended for that."""
     got_to: tuple[object, ...] = ()
+    said: str = ""
+    """What the log has of its trouble already."""
     looked_at: tuple[object, ...] | None = None
     """What its files were like when the turn under way began, if it was closed then."""
     rests_at: tuple[object, ...] | None = None
@@ -513,7 +515,9 @@ class Daemon:
             entry.rests_at = looks if is_ours and looks == entry.looked_at else None
             if is_ours and sync.caught_up:
                 self.on_over(sync.run_dir)
-        if sync.trouble is not None:
+        if sync.trouble is None:
+            entry.said = ""
+        else:
             self._note_trouble(entry, sync.trouble)
         return due_s
 
@@ -535,7 +539,9 @@ class Daemon:
         if trouble.verdict in (Verdict.UNREACHABLE, Verdict.UNAUTHORISED):
             self._shut(trouble.reason, trouble.verdict)
             return
-        log.info("%s: %s", entry.sync.run_dir, trouble.reason)
+        if trouble.reason != entry.said:
+            log.info("%s: %s", entry.sync.run_dir, trouble.reason)
+            entry.said = trouble.reason
         if self._waiting and not entry.sync.is_live:
             # It has to wait, and others need not.
             entry.sync.close()

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 import re
 import shlex
@@ -36,7 +35,7 @@ from typing import Any
 
 from eventlog import cursor as cursors
 from eventlog import piece as pieces
-from eventlog.cursor import Cursor, Sink
+from eventlog.cursor import Cursor, Lease, Sink
 from eventlog.errors import NotARun
 from eventlog.piece import STALE_S, RunIdentity
 from eventlog.reader import StreamReader, end_of, pieces_of, read
@@ -123,7 +122,7 @@ class RunSync:
         self._clock = clock
         # Called when something happened between two turns.
         self._wake = wake
-        self._lock_fd = -1
+        self._lease: Lease | None = None
         self._cursor = Cursor(sink, rank)
         self._backoff = Backoff()
         self._known_pieces: dict[str, tuple[str, str | None]] = {}
@@ -170,7 +169,7 @@ class RunSync:
     @property
     def is_open(self) -> bool:
         """Whether this process holds the run, and what is folded of it."""
-        return self._lock_fd >= 0
+        return self._lease is not None
 
     @property
     def is_live(self) -> bool:
@@ -214,9 +213,12 @@ class RunSync:
             self._let_go()
             self.is_replaced = True
             return now_s + HOT_S
-        if self._lock_fd < 0 and not self.run_dir.exists():
+        if self._lease is None and not self.run_dir.exists():
             return self._is_gone(now_s)
-        if self._lock_fd < 0 and not self._open():
+        if self._lease is not None and not self._lease.keep(_now_us()):
+            log.info("%s: a syncd on another host has taken it over", self.run_dir)
+            self._let_go()
+        if self._lease is None and not self._open():
             # Whoever holds it does the work; here it is enough to see it done.
             self._cursor = cursors.load(self.run_dir, self.sink) or self._cursor
             self.caught_up = self._other_has_caught_up()
@@ -262,7 +264,7 @@ class RunSync:
 
     def close(self, durable: bool = True) -> None:
         """Let the run go; the next turn begins from the cursor."""
-        if self._lock_fd < 0:
+        if self._lease is None:
             return
         try:
             if self._attached is not None and not self.parked and self._changed_since_saved():
@@ -283,8 +285,8 @@ class RunSync:
 
     def park_after(self, error: BaseException) -> None:
         """Note that the run stands still, since its turns end in `error` however often they are tried."""
-        fd = cursors.lock(self.run_dir, self.sink)
-        if fd is None:
+        lease = Lease.take(self.run_dir, self.sink, _now_us())
+        if lease is None:
             # Another process has it, and comes to its own end.
             return
         try:
@@ -294,7 +296,7 @@ class RunSync:
                 "`syncd logs` says where. `syncd retry RUN` tries again."
             )
         finally:
-            os.close(fd)
+            lease.release()
 
     def hasten(self) -> None:
         """Let what is read be sent at once from now on: there will be no later."""
@@ -313,9 +315,9 @@ class RunSync:
         if self._comparison is not None:
             self._comparison.cancel()
             self._comparison = None
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
         self._start_anew()
 
     # -- the pieces --------------------------------------------------------------------------------------------
@@ -384,11 +386,10 @@ class RunSync:
     # -- the cursor --------------------------------------------------------------------------------------------
 
     def _open(self) -> bool:
-        fd = cursors.lock(self.run_dir, self.sink)
-        if fd is None:
+        self._lease = Lease.take(self.run_dir, self.sink, _now_us())
+        if self._lease is None:
             self.trouble = Outcome(Verdict.RETRY, "another syncd is uploading this run")
             return False
-        self._lock_fd = fd
         self._cursor = cursors.load(self.run_dir, self.sink) or Cursor(self.sink, self.rank)
         if not self._is_of_this_log(self._cursor):
             self._cursor = self._what_holds_of(self._cursor)
@@ -546,7 +547,7 @@ class RunSync:
         return reasons
 
     def _save(self, cursor: Cursor, durable: bool) -> None:
-        self._cursor = cursors.save(self.run_dir, cursor, time.time_ns() // 1000, durable)
+        self._cursor = cursors.save(self.run_dir, cursor, _now_us(), durable)
 
     def _state(self) -> str:
         if self._live:
@@ -768,7 +769,7 @@ class RunSync:
             given = record.data if record is not None and record.kind == "start" else {}
             start = {**start, **{fact: value for fact, value in given.items() if value is not None}}
         # Which alerts were sent is forgotten with the cursor: not to send any twice, none of those is.
-        lost = {"writer": "", "seq": -1, "until_us": time.time_ns() // 1000, "not_sent": {}}
+        lost = {"writer": "", "seq": -1, "until_us": _now_us(), "not_sent": {}}
         self._begin(
             Attached(
                 str(dig(model, "entity").get("name") or self.sink.entity or ""),
@@ -1357,3 +1358,7 @@ class RunSync:
         if self._uploads is not None and self._alerts is not None:
             due_s = min(due_s, self._uploads.due_s(), self._alert_s)
         return max(due_s, self._not_before_s)
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from eventlog.cursor import SYNC_DIR, Cursor, Sink, cursors, load, lock, save, unreadable
+from eventlog.cursor import (
+    LEASE_S,
+    RENEW_S,
+    SYNC_DIR,
+    Cursor,
+    Lease,
+    Sink,
+    cursors,
+    load,
+    save,
+    unreadable,
+)
 
 SINK = Sink("https://api.wandb.ai", None, "demo", "run")
 
@@ -30,12 +42,73 @@ def test_the_last_durable_generation_stands_in_for_one_that_was_damaged(tmp_path
     assert load(tmp_path, SINK) == durable
 
 
-def test_one_process_at_a_time_holds_a_run_for_a_sink(tmp_path: Path):  # faults: 86
-    held = lock(tmp_path, SINK)
+NOW_US = 1_763_712_000_000_000
 
-    assert held is not None
-    assert lock(tmp_path, SINK) is None
-    os.close(held)
+
+def elsewhere(run_dir: Path, now_us: int) -> None:
+    """Let an uploader on another host have said, so long ago, that it holds the run; its lock cannot be seen here."""
+    lock = run_dir / SYNC_DIR / f"{SINK.name}.lock"
+    lock.parent.mkdir(exist_ok=True)
+    text = {"host": "another", "boot_id": "x", "pid": 1, "heartbeat": now_us}
+    lock.write_text(json.dumps(text) + "\n")
+
+
+def test_one_process_at_a_time_holds_a_run_for_a_sink(tmp_path: Path):  # faults: 86
+    lease = Lease.take(tmp_path, SINK, NOW_US)
+
+    assert lease is not None
+    assert Lease.take(tmp_path, SINK, NOW_US) is None
+    lease.release()
+    assert Lease.take(tmp_path, SINK, NOW_US) is not None
+
+
+@pytest.mark.parametrize(
+    ("heard_s", "is_free"), [(1, False), (LEASE_S - 1, False), (LEASE_S + 1, True), (-3600, True)]
+)
+def test_a_run_that_another_host_holds_is_taken_over_when_that_is_silent(
+    tmp_path: Path, heard_s: float, is_free: bool
+):  # faults: 82
+    elsewhere(tmp_path, NOW_US - int(heard_s * 1e6))
+
+    assert (Lease.take(tmp_path, SINK, NOW_US) is not None) is is_free
+
+
+def test_who_holds_a_run_says_so_and_sees_when_another_host_has_taken_it(tmp_path: Path):  # faults: 82
+    lease = Lease.take(tmp_path, SINK, NOW_US)
+    assert lease is not None
+    lock = tmp_path / SYNC_DIR / f"{SINK.name}.lock"
+    heard = []
+    for second in (1, RENEW_S + 1, RENEW_S + 2):
+        assert lease.keep(NOW_US + int(second * 1e6))
+        heard.append(json.loads(lock.read_bytes())["heartbeat"] - NOW_US)
+
+    elsewhere(tmp_path, NOW_US)
+
+    assert heard == [0, (RENEW_S + 1) * 1e6, (RENEW_S + 1) * 1e6]
+    assert not lease.keep(NOW_US + int(200e6))
+    lease.release()
+    assert json.loads(lock.read_bytes())["host"] == "another"
+
+
+def test_what_is_released_is_free_at_once_on_any_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lease = Lease.take(tmp_path, SINK, NOW_US)
+    assert lease is not None
+    lease.release()
+    monkeypatch.setattr("eventlog.cursor.ran_here", lambda text: False)
+
+    assert Lease.take(tmp_path, SINK, NOW_US) is not None
+
+
+def test_a_full_disk_costs_the_word_and_not_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    lease = Lease.take(tmp_path, SINK, NOW_US)
+
+    assert lease is not None
+    assert lease.keep(NOW_US + int(100e6))
+    assert Lease.take(tmp_path, SINK, NOW_US) is None
 
 
 def test_killed_between_the_two_renames_the_newest_is_the_one_before(tmp_path: Path):  # faults: 45
