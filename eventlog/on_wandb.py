@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eventlog.cursor import Cursor, cursors
+from eventlog.piece import primaries
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,21 @@ def is_stopped(run_dir: Path, pieces: list[str]) -> bool:
     return any(cursor.stopped in pieces for cursor in cursors(run_dir))
 
 
-def is_complete(run_dir: Path) -> bool:
-    """Whether every server that has the run was told that it is complete."""
+def is_complete(run_dir: Path, writer: str) -> bool:
+    """Whether every server that has the run was told that it is complete, the piece of `writer` included."""
     found = list(cursors(run_dir))
-    return bool(found) and all(cursor.finished for cursor in found)
+    names = primaries(run_dir)
+    # Of a piece that was resumed, the cursor says for a while what was true before.
+    since = names[names.index(writer) :] if writer in names else [*names, ""]
+    return bool(found) and all(
+        cursor.finished and (cursor.rank > 0 or (cursor.next or {}).get("writer", "") in since)
+        for cursor in found
+    )
+
+
+def is_known(run_dir: Path) -> bool:
+    """Whether a `syncd` has taken the run up, and got through to a server."""
+    return any(True for _ in _attached(run_dir))
 
 
 def status(run_dir: Path, writer: str, events: int) -> RunStatus:

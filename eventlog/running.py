@@ -8,7 +8,7 @@ Invariants
 ----------
 * A mistake in a call raises before it has any effect.  The world failing (a full disk, a deleted directory) raises in
   `init` only; later it is said once on stderr and counted in `Run.dropped`.
-* Nothing here talks to the network, to `syncd` or to W&B.
+* Nothing here talks to the network or to W&B; `finish(sync_timeout=)` alone lets `syncd` do it.
 * Each process has its own piece: a forked child that logs claims one, and never touches its parent's.
 * A finished run has an `exit` record, and nothing after it, also where Ctrl-C cut `finish` short; a killed one has none.
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 import errno
 import operator
 import os
+import shlex
 import sys
 import threading
 import time
@@ -589,12 +590,14 @@ class Run:
     ) -> None:
         """End the run; a second call does nothing.
 
-        With `sync_timeout`, wait up to so many seconds until `syncd` has told W&B that the run is complete.
+        With `sync_timeout`, wait up to so many seconds until W&B has all of it. Where no `syncd` runs, it is uploaded from
+        here; what is not there in time is said, and stays.
         """
         exit_code = 0 if exit_code is None else operator.index(exit_code)
         if self._is_over:
             return
-        has_log = self._events is not None
+        piece, events = self._piece, self._events
+        has_log = events is not None
         try:
             self._is_finished = True
             self._stop.set()
@@ -615,8 +618,8 @@ class Run:
             auto_resume.forget(self._wished.root, self.project, self.id)
         if self.dropped and not self.disabled:
             self._say(f"{self.dropped:,} records of {self.path} could not be written and are lost.")
-        if sync_timeout is not None and has_log:
-            self._wait_for_acks(sync_timeout)
+        if sync_timeout is not None and piece is not None and events is not None:
+            self._wait_for_acks(sync_timeout, piece, events)
 
     def _is_cut_in_on(self) -> bool:
         """Say whether a signal handler asks in the middle of a `log`: other threads may then wait for this one."""
@@ -1021,16 +1024,28 @@ class Run:
             f"what is lost, and logging goes on as soon as {str(self.dir)!r} can be written. This is said once.",
         )
 
-    def _wait_for_acks(self, timeout_s: float) -> None:
-        if not roots.daemon_is_watching():
-            self._say(f"no syncd runs on this host: `syncd sync {self.dir}` uploads the run.")
-        deadline_s = time.monotonic() + timeout_s
-        while time.monotonic() < deadline_s:
-            if self._asked_of_syncd("is_complete"):
-                return
-            time.sleep(_ACK_POLL_S)
-        self._say(
-            f"{self.path} is not uploaded after {timeout_s:g} s. It is intact in {str(self.dir)!r}; `syncd status` says more."
+    def _wait_for_acks(self, timeout_s: float, piece: Piece, events: StreamWriter) -> None:
+        from eventlog import last_upload
+
+        if self.offline or not roots.daemon_is_watching():
+            obstacle = last_upload.obstacle()
+            if obstacle is None:
+                self._say(f"{self.path} is uploaded from here, for {timeout_s:g} s at most.")
+            else:
+                self._say_once("no syncd", f"no syncd runs on this host, and {obstacle}.")
+        reason = last_upload.wait(self.dir, piece.writer, timeout_s, self.offline)
+        if reason is None:
+            return
+        records = events.next_seq
+        status = self._asked_of_syncd("status", piece.writer, records)
+        left = records if status is None else status.sync_items_pending
+        what = f"{left:,} of its {records:,} records" if left else "its files, or its end"
+        # Said also where little is to be said: whoever asks for this has a disk that is about to be wiped.
+        self._say_once(
+            "not uploaded",
+            f"{self.path} is not uploaded after {timeout_s:g} s: W&B has not acknowledged {what}"
+            f"{f' ({reason})' if reason else ''}. It is intact in {str(self.dir)!r}; "
+            f"`syncd sync {shlex.quote(os.path.abspath(self.dir))}` goes on from there.",
         )
 
 

@@ -90,7 +90,7 @@ def without_systemd(interpreter: str, roots: Sequence[Path]) -> str:
   tmux new-session -d -s syncd {shlex.quote(command)}
 
 On a compute node whose disk is wiped when the job ends, upload before it does: run.finish(sync_timeout=600), or, at the end of
-the batch script, syncd sync --drain.
+the batch script, syncd sync --drain. Without network there, copy the runs to a shared file system, and upload them here: docs/clusters.md.
 """
 
 
