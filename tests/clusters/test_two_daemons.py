@@ -13,7 +13,7 @@ from syncd import run_sync
 from syncd.daemon import Daemon
 from tests.clusters.arrived import assert_arrived, is_complete, rows_of
 from tests.clusters.conftest import NewHost
-from tests.clusters.hosts import rows_printed
+from tests.clusters.hosts import REPOSITORY, rows_printed
 from tests.syncd.syncing import sync_while
 from tests.wandb_server import WandbServer, wait_for
 
@@ -31,16 +31,28 @@ def holder_of(run_dir: Path) -> int:
     return pid
 
 
+def beginning_with(directory: Path, text: str) -> dict[str, str]:
+    """Return the environment of processes that run this text first."""
+    (directory / "first").mkdir()
+    (directory / "first" / "sitecustomize.py").write_text(text)
+    return {"PYTHONPATH": f"{directory / 'first'}:{REPOSITORY}"}
+
+
+def lease_of(seconds: int) -> str:
+    return f"import eventlog.cursor\neventlog.cursor.LEASE_S, eventlog.cursor.RENEW_S = {seconds}, 0.5\n"
+
+
 def test_of_two_daemons_on_one_root_the_other_goes_on_when_one_is_killed(
-    server: WandbServer, host: NewHost, shared: Path
+    server: WandbServer, host: NewHost, shared: Path, tmp_path: Path
 ):
     node, login, other = host("node7", has_network=False), host("login1"), host("login2")
+    soon = beginning_with(tmp_path, lease_of(3))
     root = f"--root={shared}"
 
     with (
         node.process(*JOB, "200", HOLD_AT="100"),
-        login.process(*DAEMON, root) as one,
-        other.process(*DAEMON, root) as two,
+        login.process(*DAEMON, root, **soon) as one,
+        other.process(*DAEMON, root, **soon) as two,
     ):
         wait_for(lambda: rows_of(server) == 99, "the rows of a run that goes on")
         assert one.poll() is None
@@ -57,13 +69,13 @@ def test_two_daemons_whose_locks_do_not_reach_each_other_send_each_row_once(
 ):
     node, login, other = host("node7", has_network=False), host("login1"), host("login2")
     # Without locks between clients each host holds its own lock file; what is in the directory is the same for both.
-    without_locks = tmp_path / "sitecustomize"
-    without_locks.mkdir()
-    (without_locks / "sitecustomize.py").write_text(
+    alone = beginning_with(
+        tmp_path,
         "import fcntl\n_flock = fcntl.flock\n"
         "fcntl.flock = lambda fd, how: None if how == fcntl.LOCK_EX | fcntl.LOCK_NB else _flock(fd, how)\n"
+        # And one that nobody believes: they take the run from each other, all the time.
+        + lease_of(0),
     )
-    alone = {"PYTHONPATH": f"{without_locks}:{node.env['PYTHONPATH']}"}
     root = f"--root={shared}"
 
     with (
