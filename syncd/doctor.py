@@ -165,13 +165,15 @@ def _state_dir(directory: Path) -> Finding:
 
 def _root(root: Path, is_registered: bool) -> Iterator[Finding]:
     name = f"root {root}"
-    if not root.is_dir():
+    if not os.path.isdir(root):
         gone = (
             f"take its line out of {known_roots.state_dir() / known_roots.ROOTS_FILE}"
             if is_registered
             else "give another --root"
         )
-        yield Finding(name, ODD, "is not there", f"if it is gone for good, {gone}; else mount it")
+        yield Finding(
+            name, ODD, "is not there, or not to be seen by this user", f"if it is gone for good, {gone}; else mount it",
+        )  # fmt: skip
         return
     if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
         yield Finding(
@@ -209,7 +211,7 @@ def space(name: str, free_bytes: int, free_inodes: int | None) -> Finding:
 
 
 def _is_watched(root: Path) -> bool:
-    return root.is_dir() and mounts.tells_all(mounts.kind_of(root.resolve()))
+    return os.path.isdir(root) and mounts.tells_all(mounts.kind_of(root.resolve()))
 
 
 def watches(roots: Sequence[Path], limits: Path) -> Iterator[Finding]:

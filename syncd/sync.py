@@ -181,6 +181,10 @@ def _is_synced(run_dir: Path) -> bool:
 
 
 def _add(found: Plan, path: Path, wishes: Wishes) -> None:
+    if (closed := _closed_to_us(path)) is not None:
+        raise NothingThere(
+            f"cannot sync {str(path)!r}: {closed} may not be looked into by this user. Run syncd as who trains, or chmod u+rx."
+        )
     if os.path.isfile(path / RUN_FILE):
         found.run_dirs.append(path)
         return
@@ -192,9 +196,31 @@ def _add(found: Plan, path: Path, wishes: Wishes) -> None:
     if not below and not has_files:
         if not os.path.exists(path):
             raise NothingThere(f"cannot sync {str(path)!r}: there is no such path.")
+        inner = [each for project in _below(path) for each in (project, *_below(project))]
+        if closed := next(filter(None, map(_closed_to_us, inner)), None):
+            raise NothingThere(
+                f"cannot sync {str(path)!r}: {closed} may not be looked into by this user, and nothing else is there."
+            )
         raise NothingThere(
             f"cannot sync {str(path)!r}: it is neither a run, nor a root with runs in it, nor a directory of W&B's."
         )
+
+
+def _closed_to_us(path: Path) -> str | None:
+    """Return the directory on the way there, or the one there, that this user may not look into."""
+    for directory in (*reversed(path.parents), path):
+        if os.path.isdir(directory) and not os.access(
+            directory, os.X_OK | (os.R_OK if directory == path else 0)
+        ):
+            return repr(str(directory))
+    return None
+
+
+def _below(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except OSError:
+        return []
 
 
 def _add_files(found: Plan, path: Path, wishes: Wishes) -> bool:

@@ -63,9 +63,17 @@ def test_a_user_who_may_not_read_a_run_is_told_so_and_uploads_nothing(
         directory.chmod(0o755)
 
     refused = as_nobody(login, "-m", "syncd", "sync", str(shared))
+    shared.parent.chmod(0o700)
+    unseen = as_nobody(login, "-m", "syncd", "sync", str(shared))
+    unseen_advice = as_nobody(login, "-m", "syncd", "doctor", "--json", f"--root={shared}")
+    shared.parent.chmod(0o755)
     advice = as_nobody(login, "-m", "syncd", "doctor", f"--root={shared}")
 
-    assert refused.returncode != 0
+    for each, closed in ((refused, shared / "demo"), (unseen, shared.parent)):
+        assert each.returncode == 2
+        assert f"'{closed}" in each.stderr
+        assert "may not be looked into by this user" in each.stderr
+    assert "not to be seen by this user" in unseen_advice.stdout
     assert advice.returncode == 1
     assert "may not be read and written" in " ".join(advice.stdout.split())
     assert server.runs() == []
