@@ -541,7 +541,12 @@ def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float, linger_s
         sealing = asyncio.ensure_future(sealer.run())
         if seals and can_seal():
             daemon.on_over = sealer.offer
-        control = Control(instance.directory / SOCKET, _looker(instance, roots), {"stop": daemon.stop})
+        control = Control(
+            instance.directory / SOCKET,
+            _looker(instance, roots),
+            {"stop": daemon.stop},
+            lambda: daemon.api.sent,
+        )
         try:
             async with control:
                 await daemon.run()
@@ -629,11 +634,11 @@ class ProgressBar(Watcher):
         said = f"{self._read_bytes / 1e6:,.1f} of {self._total_bytes / 1e6:,.1f} MB"
         self._progress.update(self._reading, completed=self._read_bytes, said=said)
 
-    def uploading(self, total: int, done: int, trouble: str | None) -> None:
+    def uploading(self, total: int, done: int, sent_bytes: int, trouble: str | None) -> None:
         if self._uploading is None:
             self._uploading = self._progress.add_task("uploading", total=None, said="")
         description = "uploading" if trouble is None else f"waiting: {trouble}"
-        said = f"{done:,}/{total:,} records"
+        said = f"{done:,}/{total:,} records, {sent_bytes / 1e6:,.1f} MB"
         self._progress.update(
             self._uploading, total=total, completed=done, description=description, said=said
         )

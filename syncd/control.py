@@ -54,6 +54,8 @@ class Control:
     look: Look
     do: dict[str, Callable[[], object]]
     """What `POST /<name>` does."""
+    sent: Callable[[], tuple[int, int]] = lambda: (0, 0)
+    """Returns how many requests were made, and how many bytes they took."""
     _server: asyncio.Server | None = None
     _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -96,7 +98,7 @@ class Control:
             daemon, runs = await asyncio.to_thread(self.look)
         if name == "status":
             return 200, _JSON, orjson.dumps(as_json(daemon, runs))
-        return 200, _PROMETHEUS, metrics(daemon, runs).encode()
+        return 200, _PROMETHEUS, metrics(daemon, runs, *self.sent()).encode()
 
 
 _JSON = "application/json"
@@ -115,7 +117,7 @@ def may_ask(connection: socket.socket) -> bool:
 _UCRED = struct.Struct("3i")
 
 
-def metrics(daemon: dict[str, Any], runs: Sequence[RunStatus]) -> str:
+def metrics(daemon: dict[str, Any], runs: Sequence[RunStatus], requests: int = 0, sent_bytes: int = 0) -> str:
     """Return the text that Prometheus reads.
 
     >>> print(metrics({"state": "online"}, []).splitlines()[2])
@@ -134,6 +136,8 @@ def metrics(daemon: dict[str, Any], runs: Sequence[RunStatus]) -> str:
             "Runs by state",
             [(_label("state", state), n) for state, n in sorted(states.items())],
         ),
+        ("requests_total", "counter", "Requests since the daemon began", [("", requests)]),
+        ("sent_bytes_total", "counter", "What their bodies had", [("", sent_bytes)]),
         ("records", "gauge", "Events of all runs' histories", [("", sum(run.records for run in runs))]),
         ("acked_records", "gauge", "Those that W&B has acknowledged", [("", sum(run.acked for run in runs))]),
         ("backlog_records", "gauge", "Those that it has not", [("", sum(run.backlog for run in runs))]),

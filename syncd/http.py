@@ -29,7 +29,7 @@ import platform
 import socket
 import ssl
 import zlib
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -117,6 +117,8 @@ class Http:
         self._answer_s = answer_s
         self._answer_max_bytes = answer_max_bytes
         self._pool: _Pool | None = None
+        self.requests = self.sent_bytes = 0
+        """How many were begun, and how much of their bodies was handed to the network, sent again included."""
 
     async def close(self) -> None:
         pool, self._pool = self._pool, None
@@ -146,7 +148,8 @@ class Http:
             pool = self._pool = self._pool or _Pool(_client(self._timeout))
         except _Misconfigured as error:
             return Answer(None, error=_printable(str(error)))
-        call = _Call(content, asyncio.get_running_loop())
+        call = _Call(content, asyncio.get_running_loop(), self._count)
+        self.requests += 1
         if isinstance(content, bytes):
             headers = {**headers, "Content-Length": str(len(content))}
         pool.calls += 1
@@ -165,6 +168,9 @@ class Http:
             if pool.calls == 0 and self._pool is not pool:
                 await pool.client.aclose()
         return answer
+
+    def _count(self, size: int) -> None:
+        self.sent_bytes += size
 
     async def _in_time(self, call: _Call, exchange: Coroutine[Any, Any, Answer]) -> Answer:
         """Return what `exchange` returns, unless the answer is not there `answer_s` after the body left."""
@@ -256,7 +262,12 @@ class _Pool:
 class _Call:
     """The body of one request on its way, and what is learned of its connection."""
 
-    def __init__(self, content: bytes | AsyncIterable[bytes], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        content: bytes | AsyncIterable[bytes],
+        loop: asyncio.AbstractEventLoop,
+        count: Callable[[int], None],
+    ) -> None:
         self.got_on_s = loop.time()
         """When the last part was taken, or the connection was begun."""
         self.peer: str | None = None
@@ -264,21 +275,26 @@ class _Call:
         self.body_error: Exception | None = None
         self._content = content
         self._loop = loop
+        self._count = count
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         if isinstance(self._content, bytes):
             for part in _parts(self._content):
                 yield part
-                self.got_on_s = self._loop.time()
+                self._got_on(part)
             return
         try:
             async for content in self._content:
                 for part in _parts(content):
                     yield part
-                    self.got_on_s = self._loop.time()
+                    self._got_on(part)
         except (OSError, UnicodeError) as error:
             self.body_error = error
             raise
+
+    def _got_on(self, part: bytes) -> None:
+        self.got_on_s = self._loop.time()
+        self._count(len(part))
 
     async def trace(self, event: str, info: dict[str, Any]) -> None:
         if event == "connection.connect_tcp.started":

@@ -34,7 +34,7 @@ from eventlog.piece import RUN_FILE, RunIdentity
 from eventlog.reader import find_runs
 from syncd import credentials, wandb_files, wandb_runs, wandb_sources
 from syncd.metadata import NO_EDITS, Edits
-from syncd.status import RunStatus, run_status
+from syncd.status import Progress, RunStatus, run_status
 from syncd.wandb_files import Head, WandbFile, Writers
 from syncd.wandb_runs import Taken
 from syncd.wandb_sources import Source
@@ -133,8 +133,8 @@ class Watcher:
     def has_read(self, size_bytes: int) -> None:
         """So many more bytes were read."""
 
-    def uploading(self, total: int, done: int, trouble: str | None) -> None:
-        """So many records are there, and so many acknowledged; `trouble` is what is waited for."""
+    def uploading(self, total: int, done: int, sent_bytes: int, trouble: str | None) -> None:
+        """So many records are there, and so many acknowledged, by so many bytes; `trouble` is what is waited for."""
 
 
 # -- what is meant ---------------------------------------------------------------------------------------------
@@ -436,12 +436,19 @@ async def _upload(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop)
     error: str | None = None
+    runs: dict[tuple[Path, int], Progress] = {}
+    there: set[tuple[Path, int]] = set()
     while not (await asyncio.wait([work], timeout=LOOK_S))[0]:
         gate = daemon.gate
         if watcher.looks:
-            runs = [entry.sync.progress() for entry in daemon.entries.values()]
+            for key, entry in daemon.entries.items():
+                # What is all there is looked at once more, and not for ever.
+                if key not in there:
+                    runs[key] = entry.sync.progress()
+                    there.update([key] if entry.sync.caught_up else [])
             trouble = None if gate.is_open else gate.reason
-            watcher.uploading(sum(run.records for run in runs), sum(run.acked for run in runs), trouble)
+            records = sum(run.records for run in runs.values())
+            watcher.uploading(records, sum(run.acked for run in runs.values()), daemon.api.sent[1], trouble)
         if gate.needs_a_person or time.monotonic() - daemon.last_good_s > wishes.patience_s:
             error = daemon.complaint()
             daemon.stop()

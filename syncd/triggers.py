@@ -106,7 +106,7 @@ class UntilStopped(Watcher):
     def has_read(self, size_bytes: int) -> None:
         _stop_if_asked()
 
-    def uploading(self, total: int, done: int, trouble: str | None) -> None:
+    def uploading(self, total: int, done: int, sent_bytes: int, trouble: str | None) -> None:
         _stop_if_asked()
 
 

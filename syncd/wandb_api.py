@@ -140,6 +140,12 @@ class WandbApi:
         """The key as it is now."""
         return self._key()
 
+    @property
+    def sent(self) -> tuple[int, int]:
+        """How many requests were begun, and how many bytes their bodies had."""
+        both = (self._http, self._uploads)
+        return sum(http.requests for http in both), sum(http.sent_bytes for http in both)
+
     async def close(self) -> None:
         await self._http.close()
         await self._uploads.close()

@@ -51,6 +51,9 @@ def test_the_daemon_says_how_it_is_and_stops_when_it_is_told(
         "tidelog_syncd_acked_records 3",
         "tidelog_syncd_online 1",
     } <= {*lines}
+    counted = dict(line.split() for line in lines if line.startswith("tidelog_syncd_") and "{" not in line)
+    assert int(counted["tidelog_syncd_requests_total"]) >= 3
+    assert int(counted["tidelog_syncd_sent_bytes_total"]) > 100
     assert (unknown.status_code, stopping.status_code) == (404, 202)
     assert "GET /metrics" in unknown.json()["there_are"]
     assert stat.S_ISSOCK(mode)

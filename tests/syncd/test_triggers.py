@@ -306,7 +306,7 @@ def test_a_signal_ends_the_sync_under_way_and_its_trigger_stays(tmp_path: Path):
 
     def follow(run: Path) -> None:
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
-        UntilStopped().uploading(2, 1, None)
+        UntilStopped().uploading(2, 1, 0, None)
         pytest.fail("the sync went on")
 
     watch(tmp_path, follow, lambda line: None, lambda: 0.0, look_s=0.0)
