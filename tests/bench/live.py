@@ -26,7 +26,7 @@ from tests.wandb_server.waiting import wait_for
 
 EVERY_S = 0.1
 # No row takes as long as the tail that is left out.
-LONG_S, HEAD_S, TAIL_S = 70.0, 10.0, 20.0
+LONG_S, HEAD_S, TAIL_S = 80.0, 10.0, 30.0
 # A daemon may be told so, and no more.
 FLUSH_MAX_S = 60.0
 THEIRS = "wandb beta sync --live"
