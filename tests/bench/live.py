@@ -71,7 +71,7 @@ def _values(live: Live) -> dict[str, float]:
     return {
         "p50_s": percentile(live.latencies_s, 50),
         "p99_s": percentile(live.latencies_s, 99),
-        "requests_per_s": live.requests_per_s,
+        "requests_per_minute": 60 * live.requests_per_s,
         "rss_mb": live.rss_bytes / 1e6,
     }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +107,9 @@ def _backlog(
 ) -> Iterator[Row]:
     """What each command took: the best of some tries, in turns."""
     runs, count = workload
-    logged = {peer: _logged(home, peer, runs, count) for peer in (OURS, THEIRS)}
+    with ThreadPoolExecutor() as both:
+        logging = {peer: both.submit(_logged, home, peer, runs, count) for peer in (OURS, THEIRS)}
+    logged = {peer: each.result() for peer, each in logging.items()}
     tries = _tries(home, {**logged, BETA: logged[THEIRS]}, runs * count, repeats)
     best = {peer: min(each) for peer, each in tries.items()}
     ours, theirs = best[OURS], best[THEIRS]
@@ -149,7 +152,7 @@ def _again(
     home: Path, what: str, count: int, second: Callable[[Path, str, int], Sync], *, is_aimed: bool
 ) -> Iterator[Row]:
     more = count // GROWTH
-    ours, theirs = (second(home, peer, count) for peer in (OURS, THEIRS))
+    ours, theirs = second(home, OURS, count), second(home, THEIRS, count)
     assert ours.rows == count + more, f"{ours.rows} rows are there of {count + more}"
     aim = at_most(50 * ours.sent_bytes, theirs.sent_bytes, "sends ≤ 1 / 50 of wandb")
     size = f"{more:,} rows behind {count:,}"
