@@ -43,6 +43,14 @@ WANTED = {
     "asking: summary table": "ours",
     "asking: 100 runs to pandas": "ours",
     "asking: memory": "ours",
+    "backlog, one long run": "syncd sync, wandb sync, wandb beta sync",
+    "backlog, some runs": "syncd sync, wandb sync, wandb beta sync",
+    "backlog, many short runs": "syncd sync, wandb sync, wandb beta sync",
+    "backlog, ten times as many": "syncd sync",
+    "re-sync, the run goes on": "syncd sync, wandb sync",
+    "re-sync, the run is resumed": "syncd sync, wandb sync",
+    "live": "syncd, syncd, each second, syncd, as often as wandb, wandb beta sync --live",
+    "restart and sweep": "a short log, a long log, a huge log",
 }
 # Not of the project's environment: without a place to install them in they have no numbers, and say so.
 INSTALLED_APART = {"trackio", "tensorboard", "mlflow"}
@@ -52,7 +60,7 @@ INSTALLED_APART = {"trackio", "tensorboard", "mlflow"}
 def rows() -> list[dict[str, Any]]:
     env = {name: value for name, value in os.environ.items() if name != "TIDELOG_BENCH_CACHE"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench", "--quick", "--json", "log", "seal", "ask"],
+        [sys.executable, "-m", "tests.bench", "--quick", "--json", "log", "seal", "ask", "sync"],
         cwd=REPOSITORY,
         env=env,
         capture_output=True,

@@ -18,9 +18,11 @@ from rich.console import Console
 from tests.bench import (
     asking,
     decoding,
+    live,
     log_cost,
     pack,
     reading,
+    restart,
     seal_cost,
     stalls,
     start,
@@ -40,7 +42,7 @@ PARTS: dict[str, tuple[Measure, ...]] = {
     "seal": (seal_cost.rows, reading.rows),
     "ask": (asking.rows,),
     "pack": (pack.rows,),
-    "sync": (sync_cost.rows,),
+    "sync": (sync_cost.rows, live.rows, restart.rows),
     "train": (decoding.rows, step.rows),
     "wandb-runs": (wandb_runs.rows,),
 }

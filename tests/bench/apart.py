@@ -4,6 +4,7 @@ Invariants
 ----------
 * What a process measured is the last line that it prints, as JSON; what its libraries print goes before.
 * A process that fails ends the benchmark, with all that it said.
+* A process's memory is that of all that it started as well.
 """
 
 from __future__ import annotations
@@ -12,12 +13,36 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import psutil
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+# How often memory is looked at, and after how many looks for what was started meanwhile, which costs more.
+LOOK_S = 0.02
+LOOKS = 5
+
+
+class Cost(NamedTuple):
+    """What one command took; compared by its wall."""
+
+    wall_s: float
+    rss_bytes: int
+
+
+@dataclass
+class Peak:
+    """The most memory that was seen."""
+
+    rss_bytes: int = 0
 
 
 def measured(module: str, *arguments: object, home: Path, python: str = sys.executable) -> Any:
@@ -59,3 +84,47 @@ def seconds(command: list[str], env: dict[str, str] | None = None) -> float:
     begin_s = time.perf_counter()
     output(command, env)
     return time.perf_counter() - begin_s
+
+
+def cost_of(command: list[str], env: dict[str, str], directory: Path) -> Cost:
+    """Run a command to its end in a directory."""
+    with tempfile.TemporaryFile() as said:
+        begin_s = time.perf_counter()
+        process = subprocess.Popen(command, env=env, cwd=directory, stdout=said, stderr=subprocess.STDOUT)
+        with memory_of(process.pid) as peak:
+            process.wait()
+            wall_s = time.perf_counter() - begin_s
+        if process.returncode != 0:
+            said.seek(0)
+            raise SystemExit(f"{' '.join(command)} failed:\n{said.read().decode(errors='replace')}")
+    return Cost(wall_s, peak.rss_bytes)
+
+
+@contextmanager
+def memory_of(pid: int) -> Iterator[Peak]:
+    """Look at the memory of a process for as long as this lasts."""
+    peak, over = Peak(), threading.Event()
+    watching = threading.Thread(target=_watch, args=(pid, peak, over), daemon=True)
+    watching.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        watching.join()
+
+
+def _watch(pid: int, peak: Peak, over: threading.Event) -> None:
+    looks, family = 0, []
+    while not over.wait(LOOK_S):
+        if looks % LOOKS == 0:
+            with suppress(psutil.NoSuchProcess):
+                family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        looks += 1
+        peak.rss_bytes = max(peak.rss_bytes, sum(map(_rss_bytes, family)))
+
+
+def _rss_bytes(member: psutil.Process) -> int:
+    try:
+        return int(member.memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
