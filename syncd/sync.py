@@ -428,6 +428,8 @@ async def _upload(
         edits=wishes.edits,
         max_turns=wishes.parallel or MAX_TURNS,
         until_synced=True,
+        # A run that is being logged is brought as far as it is: there is nothing to wait for.
+        flush_s=0.0,
         # Who presses Ctrl-C waits for it.
         linger_s=1.0,
     )
