@@ -232,7 +232,7 @@ def test_a_log_does_not_become_another_while_somebody_uploads_it(wandb_dir: Path
     run_dir = take(file).run_dir
     assert run_dir is not None
     before = tokens(run_dir)
-    held = cursors.lock(run_dir, SINK)
+    held = cursors.Lease.take(run_dir, SINK, now_us=1)
     assert held is not None
     grown(file)
 
@@ -240,7 +240,7 @@ def test_a_log_does_not_become_another_while_somebody_uploads_it(wandb_dir: Path
     assert tokens(run_dir) == before
     assert numbers(run_dir) == list(range(5))
 
-    os.close(held)
+    held.release()
     assert take(file).is_whole
     assert numbers(run_dir) == list(range(9))
 
