@@ -30,6 +30,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +139,9 @@ class RunSync:
 
     def _start_anew(self) -> None:
         """Forget what was read, folded and sent: the cursor knows it."""
-        log_id = self.identity.log_id
+        for name in ("_fold", "_console", "_shipper", "_events", "_text"):
+            self.__dict__.pop(name, None)
         self._attached: Attached | None = None
-        self._fold = Fold(Bases())
-        self._console = Console()
-        self._shipper = Shipper({})
-        self._events = Track(self.run_dir, "events", log_id)
-        self._text = Track(self.run_dir, "console", log_id)
         self._uploads: RunUploads | None = None
         self._alerts: Alerts | None = None
         self._config: str | None = None
@@ -157,6 +154,28 @@ class RunSync:
         self._durable_s = float("-inf")
         self._heard: tuple[Any, int] | None = None
         self._heard_s = float("inf")
+
+    # Made when they are first needed: of ten thousand runs that rest, each would hold some kilobytes for nothing.
+
+    @cached_property
+    def _fold(self) -> Fold:
+        return Fold(Bases())
+
+    @cached_property
+    def _console(self) -> Console:
+        return Console()
+
+    @cached_property
+    def _shipper(self) -> Shipper:
+        return Shipper({})
+
+    @cached_property
+    def _events(self) -> Track:
+        return Track(self.run_dir, "events", self.identity.log_id)
+
+    @cached_property
+    def _text(self) -> Track:
+        return Track(self.run_dir, "console", self.identity.log_id)
 
     @property
     def parked(self) -> bool:
@@ -318,6 +337,8 @@ class RunSync:
         if self._lease is not None:
             self._lease.release()
             self._lease = None
+            # Whoever opens it reads the cursor again; until then it says how far the run is.
+            self._cursor = replace(self._cursor, fold=None, console=None, told={}, made={}, alerted=None)
         self._start_anew()
 
     # -- the pieces --------------------------------------------------------------------------------------------

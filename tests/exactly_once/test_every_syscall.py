@@ -52,7 +52,7 @@ OF_THE_CURSOR = ["openat", "close"]
 """Calls that count only where they touch the cursor's files: a Python that starts makes hundreds of them."""
 CALLS = [
     *["connect", "sendto", "recvfrom"],
-    *["write", "fsync", "rename", "link", "unlink", "mkdir", "flock"],
+    *["write", "fsync", "rename", "link", "unlink", "mkdir", "flock", "pwrite64", "ftruncate"],
     *OF_THE_CURSOR,
 ]
 CHANGES_NOTHING = {
