@@ -45,7 +45,8 @@ _WORTH_PART = 0.01
 _AT_REST_NS = 5_000_000_000
 _BATCH_RUNS = 256
 _COMPUTED = ("config", "summary", "rollup", "alerts", "checkpoints", "facts")
-_TABLES = ("runs", "pieces", "segments", "cursors", *_COMPUTED, "objects")
+_OF_WHOLE_RUNS = ("pieces", "segments", "cursors", *_COMPUTED, "objects")
+_TABLES = ("runs", *_OF_WHOLE_RUNS)
 _RUN_COLUMNS = ("run_dir", "path", "project", "run_id", "entity", "dirs", "times", "files", "is_damaged")
 
 Progress = Callable[[int, int], object]
@@ -228,10 +229,9 @@ def _add(
                 values = (run_dir, path, project, run_id, entity, dirs, times, names, run_dir in damaged)
                 rows.append(dict(zip(_RUN_COLUMNS, values, strict=True)))
         fill(con, "fresh", "runs", rows)
-        for table in _TABLES:
-            whole = "SELECT run_dir FROM fresh.runs WHERE NOT is_damaged"
-            if table != "runs":
-                con.execute(f"DELETE FROM fresh.{table} WHERE {these} AND run_dir NOT IN ({whole})")
+        whole = "SELECT run_dir FROM fresh.runs WHERE NOT is_damaged"
+        for table in _OF_WHOLE_RUNS:
+            con.execute(f"DELETE FROM fresh.{table} WHERE {these} AND run_dir NOT IN ({whole})")
         con.commit()
     except BaseException:
         con.rollback()

@@ -24,13 +24,13 @@ from urllib.parse import urlsplit
 
 from eventlog.piece import (
     hold,
-    lock_line,
     lock_text,
     ran_here,
     sync_directory,
     text_of,
     this_boot_id,
     write_all,
+    write_lock_text,
 )
 from eventlog.record import BadLine, frame_object, unframe_object
 
@@ -182,11 +182,10 @@ class Lease:
         os.close(self._fd)
 
     def _say(self, now_us: int) -> None:
-        line, self._said_us = lock_line(now_us), now_us
+        self._said_us = now_us
         # A disk that refuses it costs nothing.
         with suppress(OSError):
-            os.pwrite(self._fd, line, 0)
-            os.ftruncate(self._fd, len(line))
+            write_lock_text(self._fd, now_us)
         self._said = os.pread(self._fd, _LEASE_MAX_BYTES, 0)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from eventlog.parquet import Brief, Unreadable
-from eventlog.piece import LOCK_FILE, RunIdentity, hold, lock_line, sync_directory
+from eventlog.piece import LOCK_FILE, RunIdentity, hold, sync_directory, write_lock_text
 from eventlog.reader import end_of
 from eventlog.record import BadLine, encode
 from eventlog.segment import ROTATE_BYTES, Header, Sealed, Segment, next_attempt, sealed_in, segments_in
@@ -189,5 +189,5 @@ def _locked(directory: Path) -> int | None:
     """Return a descriptor that holds the piece's lock, or None if another process does."""
     fd = hold(directory / LOCK_FILE)
     if fd is not None:
-        os.pwrite(fd, lock_line(0), 0)
+        write_lock_text(fd, 0)
     return fd

@@ -141,10 +141,8 @@ class Piece:
 
     def heartbeat(self, now_us: int) -> None:
         """Say in the lock's text that this writer lived at `now_us`.  A disk that refuses it costs nothing."""
-        line = lock_line(now_us)
         try:
-            os.pwrite(self._lock_fd, line, 0)
-            os.ftruncate(self._lock_fd, len(line))
+            write_lock_text(self._lock_fd, now_us)
         except OSError as error:
             if error.errno == errno.EBADF:
                 raise
@@ -250,10 +248,12 @@ def hold(path: Path) -> int | None:
     return fd
 
 
-def lock_line(now_us: int) -> bytes:
-    """Return what the holder of a lock says of itself in the lock's file."""
+def write_lock_text(fd: int, now_us: int) -> None:
+    """Say in the file of a lock who holds it, and that it lived at `now_us`."""
     text = {"host": this_host(), "boot_id": this_boot_id(), "pid": os.getpid(), "heartbeat": now_us}
-    return orjson.dumps(text) + b"\n"
+    line = orjson.dumps(text) + b"\n"
+    os.pwrite(fd, line, 0)
+    os.ftruncate(fd, len(line))
 
 
 def lock_text(piece_dir: Path) -> dict[str, Any]:
@@ -265,7 +265,7 @@ def lock_text(piece_dir: Path) -> dict[str, Any]:
 
 
 def text_of(line: bytes) -> dict[str, Any]:
-    """Return what `lock_line` said, with a heartbeat that is a whole number; nothing for anything else."""
+    """Return what `write_lock_text` said, with a heartbeat that is a whole number; nothing for anything else."""
     try:
         text = orjson.loads(line)
     except ValueError:

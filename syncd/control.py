@@ -39,6 +39,10 @@ SOCKET = "syncd.sock"
 # Whoever asks says so at once; none of the questions has a body.
 _ASKING_S = 10.0
 _REQUEST_MAX_BYTES = 16 * 1024
+_JSON = "application/json"
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+# struct ucred of unix(7): pid, uid, gid.
+_UCRED = struct.Struct("3i")
 # sockaddr_un has room for so many bytes, the last of them NUL.
 _PATH_MAX_BYTES = 107
 
@@ -101,20 +105,12 @@ class Control:
         return 200, _PROMETHEUS, metrics(daemon, runs, *self.sent()).encode()
 
 
-_JSON = "application/json"
-_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-
-
 def may_ask(connection: socket.socket) -> bool:
     """Whether the process at the other end is this user's, or root's; where the kernel does not tell, the file's mode counts."""
     if not hasattr(socket, "SO_PEERCRED"):
         return True
-    # struct ucred of unix(7): pid, uid, gid.
     _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return uid in (os.geteuid(), 0)
-
-
-_UCRED = struct.Struct("3i")
 
 
 def metrics(daemon: dict[str, Any], runs: Sequence[RunStatus], requests: int = 0, sent_bytes: int = 0) -> str:

@@ -6,7 +6,8 @@ Invariants
 ----------
 * One child at a time, with the least right to the processor; uploads wait for none.
 * Nothing is removed: that is `eventlog clean`'s, when a person says so.
-* A child that fails, or is killed with the daemon, costs nothing: the log is whole, and the next offer tries again.
+* A child that fails, or is killed with the daemon, costs nothing: the log is whole. What it left is said once, and tried again
+  by the next daemon.
 
 What is sealed, and how it is proven, is `eventlog/seal.py`'s; here is when.
 """

@@ -20,6 +20,8 @@ from eventlog.piece import RunIdentity
 from eventlog.reader import StreamReader, end_of, find_runs, pieces_of
 from syncd.fold import LINE_TOO_LONG, REPEATED_STEP
 
+# So often a look says how far it is.
+_PROGRESS_RUNS = 100
 # How the error of a run begins whose writer, on another host, gave no sign of life.
 NOTHING_HEARD = "nothing was heard"
 ALERT_TOO_OLD = "alert older than an hour, not sent"
@@ -129,10 +131,6 @@ class Looking:
                 synced[run_dir] = (times, lines)
         self._synced = synced
         return found
-
-
-# So often a look says how far it is.
-_PROGRESS_RUNS = 100
 
 
 def progress(run_dir: Path, names: list[str], cursor: Cursor | None, with_age: bool = True) -> Progress:

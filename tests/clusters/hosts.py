@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import uuid
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from eventlog.piece import LOCK_FILE, lock_text, primaries
+from tests.processes import group_of
 
 REPOSITORY = Path(__file__).parents[2]
 DEADLINE_S = 60.0
@@ -93,22 +93,15 @@ class Host:
 
     @contextmanager
     def started(self, *command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-        started = subprocess.Popen(
+        with group_of(
             self.command(*command),
             cwd=self.home,
             env={**self.env, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        try:
+        ) as started:
             yield started
-        finally:
-            if started.poll() is None:
-                os.killpg(started.pid, signal.SIGKILL)
-            started.communicate()
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a program there to its end."""

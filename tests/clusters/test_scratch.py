@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from tests.clusters.arrived import assert_arrived, is_complete, rows_of
 from tests.clusters.conftest import NewHost
 from tests.clusters.hosts import as_on_another_host, rows_printed
 from tests.clusters.page import on, recipe
+from tests.processes import group_of
 from tests.syncd.syncing import sync, xs
 from tests.wandb_server import WandbServer, wait_for
 
@@ -102,20 +103,13 @@ def copying(scratch: Path, shared: Path, bin_dir: Path) -> Iterator[subprocess.P
     (bin_dir / "rsync").write_text(_STEPPED_RSYNC.format(rsync=shutil.which("rsync")))
     (bin_dir / "rsync").chmod(0o755)
     function = COPIES[COPIES.index("copy_runs()") : COPIES.index("python train.py")]
-    copy = subprocess.Popen(
+    with group_of(
         ["bash", "-c", f'{function}\ncopy_runs "$0" "$1"', str(scratch), str(shared)],
         env={**os.environ, "PATH": f"{bin_dir}:{os.environ['PATH']}"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
+    ) as copy:
         yield copy
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(copy.pid, signal.SIGKILL)
-        copy.communicate()
 
 
 @needs_rsync

@@ -10,7 +10,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ import pytest
 from eventlog import read
 from eventlog.reader import find_runs
 from syncd.fold import Bases, Fold
+from tests.processes import group_of
 from tests.wandb_server import WandbServer
 from tests.wandb_server.check import differences
 from tests.wandb_server.waiting import wait_for
@@ -34,21 +34,9 @@ DEADLINE_S = 90.0
 @contextmanager
 def process(*arguments: str, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     """Run `python ARGUMENTS` in a process group of its own; whatever is left of it dies at the end."""
-    started = subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=REPOSITORY,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
+    pipe = subprocess.PIPE
+    with group_of([sys.executable, *arguments], cwd=REPOSITORY, env=env, stdout=pipe, stderr=pipe) as started:
         yield started
-    finally:
-        if started.poll() is None:
-            os.killpg(started.pid, signal.SIGKILL)
-        started.communicate()
 
 
 @pytest.fixture
