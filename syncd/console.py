@@ -106,7 +106,7 @@ class Console:
     """The console of one run's primary pieces, and the lines of it that may still change."""
 
     def __init__(self, base: int = 0) -> None:
-        self._next_line = base
+        self.next_line = base
         self._open: deque[_ScreenLine] = deque()
         self._terminals = {source: _Terminal() for source in _PREFIXES}
 
@@ -160,7 +160,7 @@ class Console:
     def state(self) -> dict[str, Any]:
         """Return all of this as JSON values, for `resume`.  It stays as it is when the console goes on."""
         return {
-            "next_line": self._next_line,
+            "next_line": self.next_line,
             "open": [[line.head, line.text, line.spaces] for line in self._open],
             "terminals": {
                 source: [t.escape, t.row, t.column, [line.number for line in t.view]]
@@ -184,8 +184,8 @@ class Console:
         while terminal.row >= len(terminal.view):
             if len(self._open) == SCREEN_LINES:
                 final.append(self._open.popleft().shown())
-            line = _ScreenLine(self._next_line, head)
-            self._next_line += 1
+            line = _ScreenLine(self.next_line, head)
+            self.next_line += 1
             self._open.append(line)
             terminal.view.append(line)
         # A line that is final is out of reach: nobody looks at what is written there.

@@ -1128,22 +1128,37 @@ class RunSync:
             later = [name for name in self._pieces_after(uploads.writer) if self._has_reached(name)]
             if later and not uploads.has_work:
                 uploads.follow(later[0])
-        trouble = uploads.turn(now_s, self._has_ended(uploads.writer))
+        trouble = uploads.settle()
         if trouble is not None:
             self._note_upload_trouble(trouble)
+        uploads.read(self._has_ended(uploads.writer))
+        # Together with what was logged, if that is not on its way yet: a request for each file costs enough.
+        if self._events.ended and not self._replaying:
+            self._has_made_all()
+        uploads.begin(now_s)
         if self._shipper.has_told_uploads:
             paths = uploads.to_tell()
             self._shipper.want_uploaded(paths)
             if not paths:
                 # An artifact, or what could not be stored: there is nothing to tell.
                 self._cursor = replace(self._cursor, **uploads.told())
+        if self._events.ended and not self._replaying:
+            self._want_exit()
+
+    def _want_exit(self) -> bool:
+        """Let the run be complete, unless something of it is left here that this would come too early for."""
+        assert self._uploads is not None
+        if not self._has_made_all() or not self._uploads.is_telling_all or self._has_alerts:
+            return False
+        self._shipper.want_exit(self._fold.exitcode)
+        return True
 
     def _has_made_all(self) -> bool:
-        """Whether the files that are made from the log are there, as they are to be now."""
+        """Let the files that are made from the log be stored as they are to be now; say whether they are."""
         uploads = self._uploads
         assert uploads is not None
         assert self._attached is not None
-        if self._has_folded_nothing or self._replaying:
+        if self._has_folded_nothing:
             return False
         config = self._wanted_config()
         if self._environment is None:
@@ -1163,11 +1178,11 @@ class RunSync:
             ),
             uploads.want_made(SUMMARY, metadata.digest(summary), lambda: Made(summary.encode())),
         ]
-        if place is not None and self._shipper.acked[CONSOLE] > self._attached.bases.console:
+        if place is not None and self._console.next_line > self._attached.bases.console:
             # What was printed is known by how much of it there is.
             printed = f"{place['writer']} {place['seq']}"
             has_made.append(uploads.want_made(CONSOLE, printed, self._whole_console))
-        return all(has_made) and not uploads.has_work
+        return all(has_made)
 
     def _whole_console(self) -> MadeOnDisk:
         """Return the whole of what was printed, as the file that W&B shows."""
@@ -1212,11 +1227,8 @@ class RunSync:
         if self._attached is None or self.trouble is not None or self.parked:
             return
         assert self._uploads is not None
-        if self._events.ended and not self._replaying:
-            if not self._has_made_all() or self._has_alerts:
-                return
-            # Nothing of the run is left here that `complete` would come too early for.
-            self._shipper.want_exit(self._fold.exitcode)
+        if self._events.ended and not self._replaying and not self._want_exit():
+            return
         has_read_all = not self._events.more and not self._text.more and not self._may_follow
         has_read_all = has_read_all and self._events.blocked is None
         has_read_all = has_read_all and (not self._events.ended or self._is_last)

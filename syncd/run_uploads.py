@@ -83,6 +83,11 @@ class RunUploads:
         return self._uploads.has_work or self._uploads.done is not None or self._track.more
 
     @property
+    def is_telling_all(self) -> bool:
+        """Whether all that was logged so far is stored or given up, and told with what `to_tell` returned."""
+        return not self._uploads.has_work and not self._track.more and self._telling == self._uploads.done
+
+    @property
     def has_read_all(self) -> bool:
         """Whether no further file of this piece can come."""
         return self._track.ended
@@ -96,39 +101,47 @@ class RunUploads:
         self._track.follow(writer)
 
     def want_made(self, path: str, digest: str, content: Callable[[], Content]) -> bool:
-        """Let a file that is made from the log be there as `digest` says; say whether it is."""
+        """Let a file that is made from the log be there as `digest` says; say whether it is stored so."""
         if path in self._offered and not self.has_work:
             # It was given up, and is counted; the same would be given up again.
             self.made[path] = self._offered.pop(path)
         if self.made.get(path) == digest:
+            return True
+        done = self._uploads.done
+        if self._offered.get(path) == digest and done is not None and path in done.paths:
             return True
         if path not in self._offered:
             self._offered[path] = digest
             self._uploads.offer_made({path: content()})
         return False
 
-    def turn(self, now_s: float, is_closed: bool) -> Outcome | None:
-        """Go on, without waiting; return the trouble that the last step met, if it did."""
-        trouble = None
-        if self._step is not None and self._step.done():
-            outcome, self._step = self._step.result(), None
-            if outcome.verdict is Verdict.ACK:
-                self.backoff.reset()
-            else:
-                self.backoff.failed(self._clock(), random.random(), outcome.retry_after_s)
-                trouble = outcome
+    def settle(self) -> Outcome | None:
+        """Take in what became of the step that was under way; return the trouble that it met, if it did."""
+        if self._step is None or not self._step.done():
+            return None
+        outcome, self._step = self._step.result(), None
+        if outcome.verdict is Verdict.ACK:
+            self.backoff.reset()
+            return None
+        self.backoff.failed(self._clock(), random.random(), outcome.retry_after_s)
+        return outcome
+
+    def read(self, is_closed: bool) -> None:
+        """Take in what was logged next, unless something is left to do."""
         if self._step is None and not self._uploads.has_work and self._track.writer:
             records = self._track.read(READ_BYTES, is_closed)
             self._uploads.offer(records, self._track.writer)
             if records:
                 self._portions.append((self._track.writer, self._track.next_seq, self._track.lost))
+
+    def begin(self, now_s: float) -> None:
+        """Let the next step be under way, if there is one and it is time."""
         if self._step is None and self._uploads.has_work and now_s >= self.backoff.not_before_s:
             self._step = asyncio.ensure_future(self._uploads.step())
             self._step.add_done_callback(lambda _: self._wake())
-        return trouble
 
     def due_s(self) -> float:
-        """Return when `turn` can do something more without a hint."""
+        """Return when there is something more to do without a hint."""
         if self._step is not None:
             return float("inf")
         return self.backoff.not_before_s if self._uploads.has_work or self._track.more else float("inf")

@@ -318,7 +318,7 @@ class Shipper:
         self._summary = text
 
     def want_exit(self, exitcode: int | None) -> None:
-        """Let the run be marked complete with `exitcode` when all is acknowledged; None takes that back."""
+        """Let the run be marked complete with `exitcode`, by the request that leaves nothing behind; None takes that back."""
         self._exitcode = exitcode
         if exitcode is None:
             self.finished = False
@@ -401,7 +401,7 @@ class Shipper:
         batch = self._landed()
         if outcome.verdict not in (Verdict.TOO_LARGE, Verdict.REFUSED) or batch.is_heartbeat:
             return False
-        parts = (batch.lines, batch.screen, batch.summary, batch.uploaded)
+        parts = (batch.lines, batch.screen, batch.summary, batch.uploaded, batch.exitcode is not None)
         if len(batch.lines) > 1 or len(batch.uploaded) > 1 or sum(bool(part) for part in parts) > 1:
             if outcome.verdict is Verdict.TOO_LARGE and len(batch.lines) > 1:
                 # For good: whoever refuses a size today refuses it in a minute.
@@ -447,10 +447,10 @@ class Shipper:
             () if is_part else self._new_screen(lines, now_s),
             None if is_part else self._new_summary(),
             () if is_part else self._uploaded,
+            # In a request that leaves nothing behind.
+            None if is_part or self.finished else self._exitcode,
         )
         if whole.is_heartbeat:
-            if self._exitcode is not None and not self.finished:
-                return Batch(exitcode=self._exitcode)
             return whole if live else None
         if self._max_lines is None:
             return whole
@@ -460,6 +460,7 @@ class Shipper:
             Batch(screen=whole.screen),
             Batch(summary=whole.summary),
             Batch(uploaded=whole.uploaded[:1]),
+            Batch(exitcode=whole.exitcode),
         )
         return next(part for part in alone if not part.is_heartbeat)
 

@@ -23,7 +23,7 @@ import secrets
 import signal
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from eventlog.cursor import Sink
 from eventlog.errors import NotARun
 from eventlog.piece import RUN_FILE, RunIdentity
 from eventlog.reader import find_runs
+from eventlog.roots import LATEST
 from syncd import credentials, wandb_files, wandb_runs, wandb_sources
 from syncd.metadata import NO_EDITS, Edits
 from syncd.status import Progress, RunStatus, run_status
@@ -188,9 +189,12 @@ def _add(found: Plan, path: Path, wishes: Wishes) -> None:
     if os.path.isfile(path / RUN_FILE):
         found.run_dirs.append(path)
         return
+    below = list(find_runs(path))
     # Not by way of links, as that to the latest run.
     entries = (entry for entry in sorted(path.glob("*")) if not entry.is_symlink())
-    below = [*find_runs(path), *(entry for entry in entries if os.path.isfile(entry / RUN_FILE))]
+    below += [
+        entry for entry in entries if os.path.isfile(entry / RUN_FILE) and not _was_a_link(entry, below)
+    ]
     found.run_dirs += below
     has_files = _add_files(found, path, wishes)
     if not below and not has_files:
@@ -204,6 +208,15 @@ def _add(found: Plan, path: Path, wishes: Wishes) -> None:
         raise NothingThere(
             f"cannot sync {str(path)!r}: it is neither a run, nor a root with runs in it, nor a directory of W&B's."
         )
+
+
+def _was_a_link(entry: Path, runs: list[Path]) -> bool:
+    """Whether it was the link to the latest of these runs: what copies a root may follow it, as `scp -r` does."""
+    with suppress(NotARun):
+        identity = RunIdentity.load(entry)
+        its_place = entry.with_name(identity.project) / identity.run_id
+        return entry.name == LATEST and its_place in runs
+    return False
 
 
 def _closed_to_us(path: Path) -> str | None:

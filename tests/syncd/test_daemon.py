@@ -229,7 +229,7 @@ def test_what_is_left_of_an_allowance_is_obeyed_for_its_project_and_no_other(
 def test_runs_that_share_an_allowance_spread_it_and_hardly_meet_its_end(server: WandbServer, tmp_path: Path):
     # faults: 69
     server.project_limit = ProjectLimit(requests=20, per_s=2.0)
-    fill(tmp_path, 30)
+    fill(tmp_path, 60)
 
     sync(server, tmp_path)
 

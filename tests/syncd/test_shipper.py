@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.fold import CONSOLE, EVENTS, HISTORY, Line
+from syncd.fold import CONSOLE, EVENTS, HISTORY, SUMMARY, Line
 from syncd.shipper import (
     BACKOFF_MAX_S,
     BATCH_MAX_BYTES,
@@ -196,9 +196,10 @@ def test_a_run_that_is_over_gets_no_heartbeat():
     assert shipper.due_s(live=False) == float("inf")
 
 
-def test_complete_goes_alone_after_everything_else_is_acked():
+def test_complete_goes_with_the_batch_that_leaves_nothing_behind():
     shipper = new_shipper()
-    shipper.offer(history(0))
+    half = BATCH_MAX_BYTES // 2 + 1
+    shipper.offer(history(0, text="x" * half) + history(1, text="x" * half))
     shipper.want_summary("{}")
     shipper.want_exit(3)
 
@@ -208,9 +209,26 @@ def test_complete_goes_alone_after_everything_else_is_acked():
     shipper.acked_batch()
 
     assert "complete" not in first
-    assert last == {"complete": True, "exitcode": 3}
+    assert last["files"].keys() == {HISTORY, SUMMARY}
+    assert (last["complete"], last["exitcode"]) == (True, 3)
     assert shipper.finished
     assert shipper.drained
+
+
+def test_complete_goes_alone_when_what_went_with_it_was_refused():
+    shipper = new_shipper()
+    shipper.want_summary("{}")
+    shipper.want_exit(0)
+
+    sent(shipper.next_batch(now_s=0.0, live=False))
+    refused_at_once = shipper.failed(Outcome(Verdict.REFUSED, "400"))
+    summary = sent(shipper.next_batch(now_s=0.0, live=False))
+    shipper.failed(Outcome(Verdict.REFUSED, "400"))
+    last = sent(shipper.next_batch(now_s=0.0, live=False))
+
+    assert refused_at_once
+    assert summary.keys() == {"files"}
+    assert last == {"complete": True, "exitcode": 0}
 
 
 @pytest.mark.parametrize("extra", [-1, 0, 1], ids=["one byte under", "at the limit", "one byte over"])
