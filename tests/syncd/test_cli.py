@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,6 +245,21 @@ def test_sync_beside_a_running_daemon_waits_for_it(server: WandbServer, env: dic
     assert done.returncode == 0, done.stderr
     assert [row["x"] for row in server.run("ent", "demo", "run").history] == [1]
     assert server.violations == []
+
+
+def test_sync_of_a_copied_root_that_followed_the_link_to_the_latest_run(
+    server: WandbServer, env: dict[str, str], tmp_path: Path
+):
+    finished_run(tmp_path / "runs")
+    (tmp_path / "runs" / "latest").symlink_to("demo/run")
+    # As `scp -r` does it.
+    shutil.copytree(tmp_path / "runs", tmp_path / "copied", symlinks=False)
+
+    done = syncd(env, "sync", str(tmp_path / "copied"))
+
+    assert (tmp_path / "copied" / "latest" / "run.json").is_file()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert server.run("ent", "demo", "run").complete
 
 
 def test_sync_without_a_key_says_how_to_get_one(env: dict[str, str], tmp_path: Path):
