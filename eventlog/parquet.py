@@ -132,11 +132,14 @@ def records_in(
     path = piece_dir / sealed.name
     if _sha256(path) != Brief.load(piece_dir, sealed).sha256:
         raise Unreadable(f"{sealed.name} cannot be read: its bytes are not what was sealed")
-    for records in _groups(path, sealed.stream, seq, newest_first):
+    for records in groups_of(path, sealed.stream, seq, newest_first):
         yield [record for record in records if record.seq >= seq]
 
 
-def _groups(path: Path, stream: str, seq: int = 0, newest_first: bool = False) -> Iterator[list[Record]]:
+def groups_of(
+    path: Path, stream: str, seq: int = 0, newest_first: bool = False, skip: int = 0
+) -> Iterator[list[Record]]:
+    """Yield the records of each row group that reaches `seq`, but for the first `skip` of them; raise as `records_in` does."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -149,6 +152,9 @@ def _groups(path: Path, stream: str, seq: int = 0, newest_first: bool = False) -
             for group in reversed(groups) if newest_first else groups:
                 statistics = file.metadata.row_group(group).column(0).statistics
                 if statistics is not None and statistics.has_min_max and statistics.max < seq:
+                    continue
+                if skip > 0:
+                    skip -= 1
                     continue
                 yield records_of(file.read_row_group(group, use_threads=False), stream)
     except FileNotFoundError:
@@ -267,7 +273,7 @@ class Writing:
 
     def _prove(self) -> None:
         """Read it back from the disk; what comes out is to the byte what went in."""
-        found = [_digest(records) for records in _groups(self._path, self._header.stream)]
+        found = [_digest(records) for records in groups_of(self._path, self._header.stream)]
         if found != self._digests:
             raise Unreadable(
                 f"{self._header.stream} from seq {self._header.first_seq} on is not what was written"

@@ -492,6 +492,7 @@ def service_(roots: tuple[Path, ...], install: bool) -> None:
 
 
 def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float, linger_s: float, seals: bool) -> None:
+    from eventlog.decoder import decode_beside
     from syncd.control import SOCKET, Control
     from syncd.daemon import Daemon
     from syncd.sealing import Sealer, can_seal
@@ -506,6 +507,7 @@ def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float, linger_s
         sys.exit(3)
     url = credentials.base_url()
     _raise_file_limit()
+    decode_beside()
 
     def say(daemon: Daemon, watch: Watch) -> None:
         gate = daemon.gate

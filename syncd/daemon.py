@@ -27,6 +27,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
@@ -39,9 +40,9 @@ from eventlog.segment import rank_of_writer
 from syncd.attach import STEADY_S
 from syncd.instance import LINGER_S
 from syncd.metadata import NO_EDITS, Edits
-from syncd.run_sync import COLD_S, RunSync
+from syncd.run_sync import COLD_S, WARM_S, RunSync
 from syncd.shipper import FLUSH_S, Outcome, Pace, Verdict
-from syncd.status import is_written
+from syncd.status import Progress, is_written
 from syncd.transfer import outcome_of_answer
 from syncd.wandb_api import WandbApi
 
@@ -103,18 +104,28 @@ class Gate:
         self.reason = None
 
 
+# What changes with whatever happens to a run's log, and to what its destinations have of it.
+Look = tuple[int, int]
 # A run's directory, and the rank whose part of it this is: 0 for the run itself.
 RunKey = tuple[Path, int]
 
 
 @dataclass(slots=True)
 class Entry:
-    """One run that the daemon knows."""
+    """One run that the daemon knows: of ten thousand, most rest, and are to take next to nothing."""
 
-    sync: RunSync
-    due_s: float
+    key: RunKey
+    log_id: str
+    sink: Sink
+    due_s: float = float("inf")
     run_id_there: str | None = None
     """The id to upload it under, if a person chose another."""
+    sync: RunSync | None = None
+    """None while it rests, and before its first turn."""
+    caught_up: bool = False
+    parked: bool = False
+    error: str | None = None
+    """How its last turn left it."""
     last_turn_s: float = float("-inf")
     task: asyncio.Task[float] | None = None
     hinted: bool = False
@@ -128,14 +139,18 @@ class Entry:
     got_to: tuple[object, ...] = ()
     said: str = ""
     """What the log has of its trouble already."""
-    looked_at: tuple[object, ...] | None = None
+    looked_at: Look | None = None
     """What its files were like when the turn under way began, if it was closed then."""
-    rests_at: tuple[object, ...] | None = None
+    rests_at: Look | None = None
     """What they are like while there is nothing to do."""
 
     @property
-    def key(self) -> RunKey:
-        return self.sync.run_dir, self.sync.rank
+    def is_open(self) -> bool:
+        return self.sync is not None and self.sync.is_open
+
+    def close(self, durable: bool = True) -> None:
+        if self.sync is not None:
+            self.sync.close(durable)
 
 
 @dataclass
@@ -249,10 +264,10 @@ class Daemon:
         if self.gate.reason is not None:
             return self.gate.reason
         for (run_dir, _), entry in self.entries.items():
-            if not entry.sync.caught_up:
-                trouble = entry.sync.trouble
+            if not entry.caught_up:
+                trouble = entry.sync.trouble if entry.sync is not None else None
                 reason = str(
-                    entry.failure or entry.sync.error or (trouble.reason if trouble else "it does not get on")
+                    entry.failure or entry.error or (trouble.reason if trouble else "it does not get on")
                 )
                 return f"{run_dir.name}: {reason}"
         return "nothing gets on"
@@ -341,7 +356,7 @@ class Daemon:
         return True
 
     def _let_go(self, key: RunKey) -> None:
-        self.entries.pop(key).sync.close()
+        self.entries.pop(key).close()
         self._window.discard(key)
         self._undone.discard(key)
 
@@ -381,30 +396,40 @@ class Daemon:
         is_copy = first != run_dir and (first, rank) in self.entries and _exists(first)
         if not is_copy:
             self._logs[identity.log_id, sink] = run_dir
-        sync = RunSync(
-            run_dir,
-            sink,
-            self.api,
-            rank=rank,
-            asked_for=run_dir in self._asked_for,
-            choice=self.choice,
-            edits=self.edits,
-            flush_s=self.flush_s,
-            steady_s=self.steady_s,
-            pace=self._pace,
-            clock=self.clock,
-            wake=lambda: self._look_at_once(run_dir, rank),
-        )
+        entry = Entry((run_dir, rank), identity.log_id, sink, run_id_there=other_id)
         if is_copy:
             # Two directories with one identity would write over each other's lines.
             self.twins[run_dir] = first
             log.warning("%s is a copy of %s: only the latter is uploaded", run_dir, first)
-            sync.park_as_copy_of(first)
+            self._sync_of(entry).park_as_copy_of(first)
             return
-        entry = Entry(sync, due_s=float("inf"), run_id_there=other_id)
         self.entries[run_dir, rank] = entry
         self._undone.add((run_dir, rank))
         self._set_due(entry, self.clock())
+
+    def _sync_of(self, entry: Entry) -> RunSync:
+        """Return what brings a run there, or raise `NotARun`: it was deleted meanwhile."""
+        if entry.sync is None:
+            run_dir, rank = entry.key
+            entry.sync = RunSync(
+                run_dir,
+                entry.sink,
+                self.api,
+                rank=rank,
+                asked_for=run_dir in self._asked_for,
+                choice=self.choice,
+                edits=self.edits,
+                flush_s=0.0 if self._is_lingering else self.flush_s,
+                steady_s=self.steady_s,
+                pace=self._pace,
+                clock=self.clock,
+                wake=lambda: self._look_at_once(run_dir, rank),
+            )
+        return entry.sync
+
+    def progress_of(self, entry: Entry) -> Progress:
+        """Return how far a run is, but for the age of what waits."""
+        return self._sync_of(entry).progress()
 
     # -- turns -------------------------------------------------------------------------------------------------
 
@@ -424,8 +449,8 @@ class Daemon:
                 return
             if self._is_lingering and entry.key not in self._lingering:
                 continue
-            if not entry.sync.is_open:
-                entry.looked_at = _look_of(entry.sync.run_dir, entry.sync.rank)
+            if not entry.is_open:
+                entry.looked_at = _look_of(*entry.key)
                 if entry.rests_at is not None and entry.looked_at == entry.rests_at:
                     self._set_due(entry, now_s + COLD_S)
                     continue
@@ -461,17 +486,29 @@ class Daemon:
             return True
 
     def _start_turn(self, entry: Entry, now_s: float) -> None:
+        try:
+            sync = self._sync_of(entry)
+        except NotARun as error:
+            # Deleted or moved: the next scan finds out which.
+            log.debug("%s", error)
+            self._set_due(entry, now_s + WARM_S)
+            return
+        if sync.identity.log_id != entry.log_id:
+            self._take_up_anew(entry.key[0])
+            return
         entry.last_turn_s, entry.hinted, entry.rests_at = now_s, False, None
         self._running[entry.key] = entry
-        entry.task = asyncio.ensure_future(entry.sync.turn(now_s))
+        entry.task = asyncio.ensure_future(sync.turn(now_s))
         entry.task.add_done_callback(lambda task: self._turn_ended(entry, task))
 
     def _turn_ended(self, entry: Entry, task: asyncio.Task[float]) -> None:
         entry.task = None
         del self._running[entry.key]
         self._wake.set()
-        self._set_due(entry, self._due_after(entry, task))
         sync, key = entry.sync, entry.key
+        assert sync is not None
+        self._set_due(entry, self._due_after(entry, sync, task))
+        entry.caught_up, entry.parked, entry.error = sync.caught_up, sync.parked, sync.error
         if sync.is_open and not sync.is_live and not sync.caught_up:
             self._window.add(key)
         else:
@@ -484,25 +521,26 @@ class Daemon:
         # A turn that was under way before may have read before as well.
         if is_at_its_end and entry.last_turn_s >= self._lingering.get(key, float("inf")):
             del self._lingering[key]
+        if entry.rests_at is not None and sync.run_dir not in self._asked_for:
+            entry.sync, entry.got_to = None, ()
         if sync.is_replaced:
             self._take_up_anew(sync.run_dir)
         elif sync.rank == 0 and sync.run_dir not in self._wants_ranks:
             self._add(sync.run_dir)
 
-    def _due_after(self, entry: Entry, task: asyncio.Task[float]) -> float:
+    def _due_after(self, entry: Entry, sync: RunSync, task: asyncio.Task[float]) -> float:
         """Take note of what came of a turn; return when the next is due."""
         now_s = self.clock()
         if task.cancelled():
             return now_s
         error = task.exception()
         if error is not None:
-            return self._crashed(entry, error, now_s)
+            return self._crashed(entry, sync, error, now_s)
         entry.failures, entry.failure, entry.is_given_up = 0, None, False
         due_s = now_s if entry.is_wanted else task.result()
         entry.is_wanted = False
         if entry.hinted:
             due_s = min(due_s, now_s + HINT_S)
-        sync = entry.sync
         if sync.trouble is None or sync.got_to != entry.got_to:
             self.last_good_s = now_s
         entry.got_to = sync.got_to
@@ -510,41 +548,42 @@ class Daemon:
             # Nothing is expected from it: let its lock and its memory go until something comes.
             is_ours = sync.is_open
             sync.close()
-            looks = _look_of(sync.run_dir, sync.rank)
-            # What came during the turn may not have been read by it; what another process has may become ours.
-            entry.rests_at = looks if is_ours and looks == entry.looked_at else None
+            looks, before = _look_of(*entry.key), entry.looked_at
+            # What was logged during the turn may not have been read by it; what another process has may become ours.
+            is_as_before = looks is not None and before is not None and looks[0] == before[0]
+            entry.rests_at = looks if is_ours and is_as_before else None
             if is_ours and sync.caught_up:
                 self.on_over(sync.run_dir)
         if sync.trouble is None:
             entry.said = ""
         else:
-            self._note_trouble(entry, sync.trouble)
+            self._note_trouble(entry, sync, sync.trouble)
         return due_s
 
-    def _crashed(self, entry: Entry, error: BaseException, now_s: float) -> float:
+    def _crashed(self, entry: Entry, sync: RunSync, error: BaseException, now_s: float) -> float:
         """A bug or a broken disk: this run waits, the others go on."""
         entry.failures += 1
         entry.failure = error
-        log.error("%s: %r", entry.sync.run_dir, error, exc_info=error)
+        log.error("%s: %r", sync.run_dir, error, exc_info=error)
         # What the machine lacks it may have again; what is wrong with the run, or with us, a person has to see.
         if entry.failures >= CRASHES_MAX and not isinstance(error, (OSError, MemoryError)):
             try:
-                entry.sync.park_after(error)
+                sync.park_after(error)
                 entry.failures = 0
             except Exception as again:  # noqa: BLE001 - what ends its turns may end this as well
-                log.error("%s: it cannot be parked: %r", entry.sync.run_dir, again)
+                log.error("%s: it cannot be parked: %r", sync.run_dir, again)
         return now_s + min(CRASH_BACKOFF_S * max(entry.failures, 1), 600.0)
 
-    def _note_trouble(self, entry: Entry, trouble: Outcome) -> None:
+    def _note_trouble(self, entry: Entry, sync: RunSync, trouble: Outcome) -> None:
         if trouble.verdict in (Verdict.UNREACHABLE, Verdict.UNAUTHORISED):
             self._shut(trouble.reason, trouble.verdict)
             return
         if trouble.reason != entry.said:
-            log.info("%s: %s", entry.sync.run_dir, trouble.reason)
+            log.info("%s: %s", sync.run_dir, trouble.reason)
             entry.said = trouble.reason
-        if self._waiting and not entry.sync.is_live:
+        if self._waiting and not sync.is_live:
             # It has to wait, and others need not.
-            entry.sync.close()
+            sync.close()
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -558,9 +597,10 @@ class Daemon:
         """Let what was logged until now go at once, and begin nothing else."""
         self._is_lingering = True
         for key, entry in self.entries.items():
-            if entry.sync.is_open or entry.hinted:
+            if entry.is_open or entry.hinted:
                 self._lingering[key] = now_s
-                entry.sync.hasten()
+                if entry.sync is not None:
+                    entry.sync.hasten()
                 entry.is_wanted = entry.task is not None
                 if entry.task is None:
                     self._set_due(entry, now_s)
@@ -628,7 +668,8 @@ class Daemon:
         """The network was away and is back: nothing that was begun before is worth waiting for."""
         await self.api.forget_connections()
         for entry in self.entries.values():
-            entry.sync.hurry()
+            if entry.sync is not None:
+                entry.sync.hurry()
             if entry.rests_at is None:
                 self._want_at(entry, now_s)
             # Once, until it gets on: on a slow line it may have been about to.
@@ -664,7 +705,7 @@ class Daemon:
         await asyncio.gather(*late, return_exceptions=True)
         for entry in self.entries.values():
             # An older cursor costs a power cut's next start a few lines more: no reason to let anybody wait.
-            entry.sync.close(durable=False)
+            entry.close(durable=False)
         await self.api.close()
 
 
@@ -676,18 +717,18 @@ def _exists(path: Path) -> bool:
         return True
 
 
-def _look_of(run_dir: Path, rank: int) -> tuple[object, ...] | None:
-    """Return what changes with whatever happens to a run but in its earlier pieces; None if it cannot be told."""
+def _look_of(run_dir: Path, rank: int) -> Look | None:
+    """Return what a run is like, but for its earlier pieces; None if it cannot be told."""
     try:
         names = pieces_of(run_dir, rank)
-        look: list[object] = [
-            names,
-            os.stat(run_dir / RUN_FILE).st_mtime_ns,
-            os.stat(run_dir / SYNC_DIR).st_mtime_ns,
-        ]
+        look: list[object] = [*names, os.stat(run_dir / RUN_FILE).st_mtime_ns]
         if names:
             with os.scandir(run_dir / names[-1]) as files:
                 look += sorted((file.name, file.stat(follow_symlinks=False).st_size) for file in files)
-        return tuple(look)
+        synced_ns = 0
+        with suppress(FileNotFoundError):
+            synced_ns = os.stat(run_dir / SYNC_DIR).st_mtime_ns
+        # A number takes a twentieth of what it is made of.
+        return hash(tuple(look)), synced_ns
     except OSError:
         return None

@@ -44,8 +44,7 @@ import orjson
 # With its command line, which nobody calls here, the library takes twice as long to import and 6 MiB more. Where that
 # cannot be had, it does without by itself.
 sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
-
-import httpx
+import httpx  # noqa: E402
 
 CONNECT_S = 10.0
 # What stands in front of a server gives up after a minute as a rule; an answer that comes later does not come.

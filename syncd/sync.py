@@ -213,9 +213,7 @@ def _add(found: Plan, path: Path, wishes: Wishes) -> None:
 def _was_a_link(entry: Path, runs: list[Path]) -> bool:
     """Whether it was the link to the latest of these runs: what copies a root may follow it, as `scp -r` does."""
     with suppress(NotARun):
-        identity = RunIdentity.load(entry)
-        its_place = entry.with_name(identity.project) / identity.run_id
-        return entry.name == LATEST and its_place in runs
+        return entry.name == LATEST and RunIdentity.load(entry).directory(entry.parent) in runs
     return False
 
 
@@ -459,8 +457,8 @@ async def _upload(
             for key, entry in daemon.entries.items():
                 # What is all there is looked at once more, and not for ever.
                 if key not in there:
-                    runs[key] = entry.sync.progress()
-                    there.update([key] if entry.sync.caught_up else [])
+                    runs[key] = daemon.progress_of(entry)
+                    there.update([key] if entry.caught_up else [])
             trouble = None if gate.is_open else gate.reason
             records = sum(run.records for run in runs.values())
             watcher.uploading(records, sum(run.acked for run in runs.values()), daemon.api.sent[1], trouble)
@@ -470,4 +468,4 @@ async def _upload(
     work.result()
     if error is None and not daemon.finished:
         error = "interrupted. Run it again to go on from here."
-    return error, {key: entry.sync.sink for key, entry in daemon.entries.items()}
+    return error, {key: entry.sink for key, entry in daemon.entries.items()}

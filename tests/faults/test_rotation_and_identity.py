@@ -127,7 +127,7 @@ def test_a_run_deleted_and_begun_again_under_its_name_is_another_log(server: Wan
     daemon = sync(server, tmp_path)
 
     (entry,) = daemon.entries.values()
-    assert entry.sync.parked
+    assert entry.parked
     assert xs(server.runs()[0]) == [0, 1, 2]
 
 

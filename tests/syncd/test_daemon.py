@@ -171,8 +171,8 @@ def test_a_project_that_refuses_parks_its_runs_and_those_of_another_go_on(
     daemon = sync(server, tmp_path)
 
     assert {run.run_id for run in server.runs() if run.complete} == {"good0", "good1"}
-    assert {key[0].name for key, entry in daemon.entries.items() if entry.sync.parked} == {"bad0", "bad1"}
-    assert all("retry" in (e.sync.error or "") for e in daemon.entries.values() if e.sync.parked)
+    assert {key[0].name for key, entry in daemon.entries.items() if entry.parked} == {"bad0", "bad1"}
+    assert all("retry" in (e.error or "") for e in daemon.entries.values() if e.parked)
 
 
 def test_a_key_that_is_refused_in_the_middle_pauses_all_and_the_new_one_goes_on_where_it_was(
@@ -357,7 +357,7 @@ class Counting(Daemon):
     def _start_turn(self, entry: Entry, now_s: float) -> None:
         super()._start_turn(entry, now_s)
         self.turns += 1
-        self.most_open = max(self.most_open, sum(entry.sync.is_open for entry in self.entries.values()))
+        self.most_open = max(self.most_open, sum(entry.is_open for entry in self.entries.values()))
 
 
 def test_of_many_runs_the_first_are_done_before_the_last_are_begun(
@@ -536,7 +536,7 @@ def test_a_stop_with_nothing_to_send_waits_for_nothing(
         linger_s = 10 * SOON_S
         daemon = Daemon(**{**options_of(server, tmp_path), "until_synced": False, "linger_s": linger_s})
         running = asyncio.ensure_future(daemon.run())
-        await until(lambda: [e.sync.caught_up for e in daemon.entries.values()] == [True], "the upload")
+        await until(lambda: [e.caught_up for e in daemon.entries.values()] == [True], "the upload")
         begin_s = time.monotonic()
         daemon.stop()
         await running
@@ -602,9 +602,7 @@ def test_a_run_whose_turns_raise_again_and_again_is_parked_and_a_retry_lifts_tha
             return await super().resume_status(entity, project, run_id)
 
     daemon = sync(server, root, api=Poisoned(server.base_url, lambda: API_KEY))
-    parked = {
-        key[0].name: entry.sync.error or "" for key, entry in daemon.entries.items() if entry.sync.parked
-    }
+    parked = {key[0].name: entry.error or "" for key, entry in daemon.entries.items() if entry.parked}
     done = {run.run_id for run in server.runs() if run.complete}
     said = CliRunner().invoke(main, ["retry", str(poisoned)])
     sync(server, root)

@@ -186,7 +186,7 @@ def test_a_run_that_was_told_to_get_a_new_id_does_so_under_a_running_daemon(
     finished_run(tmp_path / "there", rows=2)
 
     def play(daemon: Daemon) -> None:
-        wait_for(lambda: any(entry.sync.parked for entry in list(daemon.entries.values())), "the parking")
+        wait_for(lambda: any(entry.parked for entry in list(daemon.entries.values())), "the parking")
         retry("demo/run", "--new-id", root=tmp_path / "there")
         wait_for(lambda: len(server.runs()) == 2 and server.runs()[1].complete, "the run under its new id")
 
@@ -330,7 +330,7 @@ def test_a_piece_that_was_asked_for_once_is_no_longer_held_back(
 
     def play(daemon: Daemon) -> None:
         wait_for(
-            lambda: any(e.failures == 0 and e.sync.caught_up for e in list(daemon.entries.values())), "a look"
+            lambda: any(e.failures == 0 and e.caught_up for e in list(daemon.entries.values())), "a look"
         )
 
     sync_while(server, tmp_path, play)

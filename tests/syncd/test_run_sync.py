@@ -182,8 +182,8 @@ def test_another_logs_run_is_left_alone_and_the_run_is_parked(server: WandbServe
     daemon = sync(server, tmp_path / "b")
 
     (entry,) = daemon.entries.values()
-    assert entry.sync.parked
-    assert "another log" in (entry.sync.error or "")
+    assert entry.parked
+    assert "another log" in (entry.error or "")
     assert len(server.run("ent", "demo", "run").history) == 5
 
 
@@ -219,7 +219,7 @@ def test_a_project_that_refuses_us_parks_its_runs_and_no_others(
 
     daemon = sync(server, tmp_path)
 
-    parked = {path.name: entry.sync.parked for (path, _), entry in daemon.entries.items()}
+    parked = {path.name: entry.parked for (path, _), entry in daemon.entries.items()}
     assert parked == {"refused": True, "fine": False}
     assert xs(server.run("ent", "demo", "fine")) == [0, 1, 2, 3, 4]
 
@@ -365,7 +365,7 @@ def test_an_offline_run_is_uploaded_when_it_is_asked_for_and_not_before(server: 
     finished_run(tmp_path, mode="offline")
 
     def play(daemon: Daemon) -> None:
-        wait_for(lambda: any(entry.sync.error for entry in daemon.entries.values()), "the refusal")
+        wait_for(lambda: any(entry.error for entry in daemon.entries.values()), "the refusal")
 
     sync_while(server, tmp_path, play)
     assert server.runs() == []
@@ -415,7 +415,7 @@ def test_a_cursor_that_another_log_left_behind_is_not_believed(server: WandbServ
     daemon = sync(server, tmp_path)
 
     (entry,) = daemon.entries.values()
-    assert entry.sync.parked
+    assert entry.parked
     assert xs(server.run("ent", "demo", "run")) == [0, 1, 2, 3, 4]
 
 
@@ -471,7 +471,7 @@ def test_of_two_resumed_copies_the_second_is_parked_after_one_question(server: W
     daemon = sync(server, tmp_path / "b")
 
     (entry,) = daemon.entries.values()
-    assert entry.sync.parked
+    assert entry.parked
     assert len(server.requests) == 1
     assert xs(server.run("ent", "demo", "run")) == [0, 1, 10]
 
