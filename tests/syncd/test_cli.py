@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from syncd.daemon_log import MAX_BYTES
 from syncd.fold import HISTORY
 from tests.logs import HandmadePiece, handmade_run
 from tests.wandb_server import WandbServer
@@ -98,6 +99,18 @@ def test_start_returns_when_healthy_and_the_run_arrives(
     (run,) = found["runs"]
     assert {"run", "records", "acked", "backlog", "lag_s", "state", "error", "url"} <= run.keys()
     assert (run["run"], run["records"], run["acked"], run["state"]) == ("demo/run", 3, 3, "synced")
+
+
+def test_the_log_of_a_daemon_in_the_background_is_turned_over(env: dict[str, str], tmp_path: Path):
+    log = Path(env["TIDELOG_STATE_DIR"]) / "syncd.log"
+    log.parent.mkdir()
+    log.write_bytes(b"said for months\n" * (MAX_BYTES // 16))
+
+    assert syncd(env, "start", "--root", str(tmp_path)).returncode == 0
+
+    assert sum(file.stat().st_size for file in log.parent.glob("syncd.log*")) < MAX_BYTES + 1000
+    assert "uploads to" in log.read_text()
+    assert "said for months" not in log.read_text()
 
 
 def test_a_second_daemon_exits_with_3_and_names_the_first(env: dict[str, str], tmp_path: Path):  # faults: 80
