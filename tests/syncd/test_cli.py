@@ -17,6 +17,7 @@ import pytest
 
 from syncd.daemon_log import MAX_BYTES
 from syncd.fold import HISTORY
+from tests.locks import NO_LOCKS_AT_ALL
 from tests.logs import HandmadePiece, handmade_run
 from tests.wandb_server import WandbServer
 from tests.wandb_server.server import API_KEY
@@ -123,6 +124,28 @@ def test_a_second_daemon_exits_with_3_and_names_the_first(env: dict[str, str], t
     assert (second.returncode, third.returncode) == (3, 3)
     assert str(pid) in second.stderr
     assert str(pid) in third.stderr
+
+
+def test_where_no_lock_can_be_taken_one_daemon_runs_all_the_same_and_brings_what_is_logged_there(
+    server: WandbServer, env: dict[str, str], tmp_path: Path
+):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "sitecustomize.py").write_text(NO_LOCKS_AT_ALL)
+    env["PYTHONPATH"] = f"{tmp_path / 'first'}:{REPOSITORY}"
+    root = tmp_path / "runs"
+    job = f"import eventlog\nwith eventlog.init(project='demo', id='run', root={str(root)!r}) as run: run.log({{'x': 1}})"
+
+    started = syncd(env, "start", "--root", str(root))
+    second = syncd(env, "start", "--foreground", "--root", str(root))
+    logged = subprocess.run([sys.executable, "-c", job], env=env, capture_output=True, text=True, check=False)
+    wait_for(lambda: server.runs() and server.runs()[0].complete, "the upload")
+    stopped = syncd(env, "stop")
+
+    assert (started.returncode, second.returncode) == (0, 3), started.stderr + second.stderr
+    assert logged.returncode == 0, logged.stderr
+    assert "has stopped" in stopped.stdout
+    assert (Path(env["TIDELOG_STATE_DIR"]) / "syncd.log").read_text().count("process id alone") == 1
+    assert status(env, root)["daemon"]["state"] == "stopped"
 
 
 def test_after_a_kill_the_next_daemon_takes_over(env: dict[str, str], tmp_path: Path):  # faults: 80 83
