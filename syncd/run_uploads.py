@@ -43,11 +43,12 @@ class RunUploads:
         cursor: Cursor,
         wake: Callable[[], object],
         clock: Callable[[], float],
+        standstill_s: float,
     ) -> None:
         self.backoff = Backoff()
         self._wake = wake
         self._clock = clock
-        self._track = Track(run_dir, "files", log_id)
+        self._track = Track(run_dir, "files", log_id, standstill_s)
         self._place: dict[str, Any] = {}
         self.not_stored: dict[str, int] = {}
         """How many files and artifacts are not on the server, by reason."""
@@ -91,6 +92,15 @@ class RunUploads:
     def lost(self) -> int:
         return self._track.lost
 
+    @property
+    def blocked(self) -> str | None:
+        """Why what comes next cannot be read just now."""
+        return self._track.blocked
+
+    @property
+    def is_waiting(self) -> bool:
+        return self._track.is_waiting
+
     def follow(self, writer: str) -> None:
         """Go on with the files of that piece."""
         self._track.follow(writer)
@@ -118,7 +128,7 @@ class RunUploads:
                 self.backoff.failed(self._clock(), random.random(), outcome.retry_after_s)
                 trouble = outcome
         if self._step is None and not self._uploads.has_work and self._track.writer:
-            records = self._track.read(READ_BYTES, is_closed)
+            records = self._track.read(READ_BYTES, is_closed, now_s)
             self._uploads.offer(records, self._track.writer)
             if records:
                 self._portions.append((self._track.writer, self._track.next_seq, self._track.lost))
