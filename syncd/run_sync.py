@@ -1210,7 +1210,7 @@ class RunSync:
             return
         # The lines have a back-off of their own: files often go to another host.
         self.trouble = trouble
-        if trouble.verdict is Verdict.RETRY:
+        if trouble.verdict in (Verdict.RETRY, Verdict.AWAITED):
             self._note(trouble.reason)
 
     def _text_has_ended(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -14,10 +15,12 @@ from typing import Any
 
 import pytest
 
+import eventlog
 from eventlog.cursor import Sink, cursors
 from syncd.daemon import Daemon
-from syncd.run_sync import RunSync
-from syncd.track import STANDSTILL_S
+from syncd.run_sync import READ_BYTES, RunSync
+from syncd.track import STANDSTILL_S, Track
+from syncd.uploads import BATCH_FILES
 from syncd.wandb_api import WandbApi
 from tests.faults.turns import Clock, turn
 from tests.logs import HandmadePiece, handmade_run
@@ -163,6 +166,23 @@ def test_real_damage_in_a_run_that_goes_on_is_passed_over_after_a_minute_whereve
     assert lost == {"damaged or missing in the log": places}
 
 
+def test_what_is_missing_after_the_wait_for_something_else_is_waited_for_anew(tmp_path: Path):
+    piece, (first, *_) = logged(tmp_path)
+    first.write_bytes(half(first))
+    track = Track(piece.piece.dir.parent, "events", piece.identity.log_id, STANDSTILL_S)
+    track.follow("main-0001")
+    for now_s in (0.0, STANDSTILL_S, STANDSTILL_S):
+        track.read(READ_BYTES, False, now_s)
+    lost = track.lost
+
+    piece.new_segment(piece.seq + 5)
+    piece.seq += 5
+    piece.log(x=1)
+    read = track.read(READ_BYTES, False, STANDSTILL_S + 1)
+
+    assert (lost > 0, read, track.is_waiting, track.lost) == (True, [], True, lost)
+
+
 def test_damage_in_a_run_that_has_stood_still_here_for_a_while_is_not_waited_for(
     server: WandbServer, tmp_path: Path
 ):
@@ -207,3 +227,112 @@ def test_what_is_printed_waits_for_its_own_gap_and_the_run_is_not_over_before(
     sync_while(server, tmp_path / "shared", play, standstill_s=STANDSTILL_S)
 
     assert [line[-6:] for line in server.runs()[0].console_lines] == [f"line {number}" for number in range(4)]
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def logged_with_files(root: Path) -> tuple[Path, list[Path]]:
+    """Return a run of two rows and two files that is over, as a copy from another host; and its files."""
+    piece = handmade_run(root)
+    piece.log(x=0, step=0)
+    files = HandmadePiece(piece.identity, piece.piece, "files")
+    run_dir = piece.piece.dir.parent
+    (run_dir / "files").mkdir()
+    stored = []
+    for name in ("early.txt", "late.txt"):
+        content = name.encode() * 1000
+        stored.append(run_dir / "files" / hashlib.sha256(content).hexdigest())
+        stored[-1].write_bytes(content)
+        files.log("file", path=name, sha256=stored[-1].name, size=len(content))
+    piece.log("exit", exitcode=0)
+    of_another_host(piece)
+    return run_dir, stored
+
+
+@pytest.mark.parametrize("early", [half, lambda _: b"", lambda _: None])
+def test_a_file_that_comes_after_its_record_is_asked_for_again_and_the_run_is_not_over_before(
+    server: WandbServer, tmp_path: Path, early: Callable[[Path], bytes | None]
+):
+    run_dir, (_, late) = logged_with_files(tmp_path)
+    whole, so_far = late.read_bytes(), early(late)
+    late.unlink() if so_far is None else late.write_bytes(so_far)
+
+    def play(_: Daemon) -> None:
+        wait_for(lambda: f"{late.name[:12]}… is not all here" in said(run_dir), "the wait for it")
+        assert not server.runs()[0].complete
+        late.write_bytes(whole)
+        wait_for(lambda: server.runs()[0].complete, "the end")
+
+    sync_while(server, tmp_path, play, standstill_s=STANDSTILL_S)
+
+    assert server.runs()[0].files["late.txt"] == whole
+    assert [cursor.not_shown for cursor in cursors(run_dir)] == [{}]
+
+
+def test_a_file_that_does_not_come_is_given_up_after_a_minute(server: WandbServer, tmp_path: Path):
+    run_dir, (_, late) = logged_with_files(tmp_path)
+    late.unlink()
+    later_s = 0.0
+
+    def play(_: Daemon) -> None:
+        nonlocal later_s
+        wait_for(lambda: "is not all here" in said(run_dir), "the wait for it")
+        later_s = STANDSTILL_S - 5
+        looked_at = time.monotonic() + 0.5
+        wait_for(lambda: time.monotonic() > looked_at, "some more looks")
+        assert not server.runs()[0].complete
+        later_s = 3 * STANDSTILL_S
+        wait_for(lambda: server.runs()[0].complete, "the end")
+
+    sync_while(server, tmp_path, play, standstill_s=STANDSTILL_S, clock=lambda: time.monotonic() + later_s)
+
+    assert "early.txt" in server.runs()[0].files
+    assert [cursor.not_shown for cursor in cursors(run_dir)] == [{"file missing here": 1}]
+
+
+def test_files_that_do_not_come_cost_one_wait_however_many_they_are(server: WandbServer, tmp_path: Path):
+    piece = handmade_run(tmp_path)
+    files = HandmadePiece(piece.identity, piece.piece, "files")
+    for number in range(3 * BATCH_FILES):
+        files.log("file", path=f"{number}.txt", sha256=f"{number:064x}", size=1)
+    piece.log("exit", exitcode=0)
+    of_another_host(piece)
+    run_dir = piece.piece.dir.parent
+    later_s = 0.0
+
+    def play(_: Daemon) -> None:
+        nonlocal later_s
+        wait_for(lambda: "is not all here" in said(run_dir), "the wait for one")
+        later_s = STANDSTILL_S
+        wait_for(lambda: server.runs()[0].complete, "the end")
+
+    sync_while(server, tmp_path, play, standstill_s=STANDSTILL_S, clock=lambda: time.monotonic() + later_s)
+
+    assert [cursor.not_shown for cursor in cursors(run_dir)] == [{"file missing here": 3 * BATCH_FILES}]
+
+
+@pytest.mark.parametrize("kind", ["file", "artifact"])
+def test_what_is_being_copied_on_this_host_is_waited_for_as_well(
+    server: WandbServer, tmp_path: Path, kind: str
+):
+    scratch, shared = tmp_path / "scratch", tmp_path / "shared"
+    (tmp_path / "f.txt").write_text("hello")
+    with eventlog.init(project="demo", id="run", root=scratch, quiet=True) as run:
+        if kind == "file":
+            run.save(str(tmp_path / "f.txt"), base_path=str(tmp_path))
+        else:
+            artifact = eventlog.Artifact("weights", "model")
+            artifact.add_file(str(tmp_path / "f.txt"))
+            run.log_artifact(artifact)
+    run_dir = shared / "demo" / "run"
+    shutil.copytree(scratch / "demo" / "run", run_dir, ignore=shutil.ignore_patterns("files"))
+
+    def play(_: Daemon) -> None:
+        wait_for(lambda: "is not all here" in said(run_dir), "the wait for it")
+        shutil.copytree(scratch / "demo" / "run" / "files", run_dir / "files")
+        wait_for(lambda: server.runs()[0].complete, "the end")
+
+    sync_while(server, shared, play, standstill_s=STANDSTILL_S)
+
+    assert [cursor.not_shown for cursor in cursors(run_dir)] == [{}]
