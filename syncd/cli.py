@@ -276,7 +276,8 @@ def sync(
     PATH is a run directory or a root; a wandb directory, an offline-run-… or run-… directory or a .wandb file of
     W&B's; or a pattern. Without one: what is not synced in every root that a run was logged to, and below ./wandb.
 
-    Exit code 0: everything there was is acknowledged, and nothing was damaged.
+    Exit code 0: everything there was is acknowledged, and nothing was damaged. Of a run that is being written, the row
+    that its next call may still add to follows later.
     """
     if watched is not None and (paths or dry_run or cleans or as_json_):
         raise click.UsageError(
@@ -645,8 +646,9 @@ def _follow_triggers(directory: Path, wishes: Wishes) -> None:
 
     def follow(path: Path) -> str | None:
         outcome = run_sync(plan_of(path, wishes), wishes, UntilStopped())
-        if not outcome.is_good:
-            return outcome.why_not
+        if not outcome.is_good or outcome.open:
+            # The trigger stays until there is nothing more to bring.
+            return outcome.why_not or "; ".join(outcome.open)
         if not outcome.runs:
             return f"{str(path)!r}: there is nothing in it yet."
         say(
@@ -708,7 +710,7 @@ def _outcome_as_json(outcome: Outcome, planned: Plan) -> dict[str, Any]:
     return {
         **as_json({}, outcome.runs),
         "error": outcome.error,
-        "remarks": outcome.remarks,
+        "remarks": [*outcome.open, *outcome.remarks],
         "taken": [taken.as_json() for taken in outcome.taken],
         "skipped": planned.skipped,
     }
@@ -721,7 +723,7 @@ def _say_outcome(outcome: Outcome, planned: Plan) -> None:
     if outcome.taken:
         console.print(_taken_view(outcome.taken))
     console.print(_runs_view(outcome.runs))
-    for remark in outcome.remarks:
+    for remark in (*outcome.open, *outcome.remarks):
         click.echo(remark)
     _say_skipped(planned)
     if outcome.error is not None:

@@ -51,7 +51,8 @@ class RunStatus:
     @property
     def lacks_something(self) -> bool:
         """Whether something of the run is not there that W&B's own client would have brought there."""
-        is_on_its_way = bool(self.backlog or (self.files_left and self.state != "live"))
+        # Of a run that is being written there is always more to come; whether a sync got it as far as it was, that says.
+        is_on_its_way = bool(self.backlog or self.files_left) and self.state != "live"
         never_attached = self.url is None and self.error is not None
         is_lost = not self.not_shown.keys() <= _ON_PURPOSE
         return is_on_its_way or never_attached or is_lost or self.state == "parked"

@@ -270,6 +270,34 @@ def test_sync_returns_0_when_all_is_acknowledged(server: WandbServer, env: dict[
     assert server.run("ent", "demo", "run").complete
 
 
+def test_sync_of_a_run_that_is_being_written_brings_all_but_its_open_row_and_says_so(
+    server: WandbServer, env: dict[str, str], tmp_path: Path
+):
+    piece = handmade_run(tmp_path / "runs")
+    for x in range(4):
+        piece.log(x=x, step=x)
+
+    done = syncd(env, "sync", str(tmp_path / "runs"))
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "demo/run: it is still being written: its open row follows." in " ".join(done.stdout.split())
+    assert [row["x"] for row in server.run("ent", "demo", "run").history] == [0, 1, 2]
+
+
+def test_sync_of_a_run_that_is_being_written_fails_where_a_closed_row_could_not_be_brought(
+    server: WandbServer, env: dict[str, str], tmp_path: Path
+):
+    piece = handmade_run(tmp_path / "runs")
+    for x in range(4):
+        piece.log(x=x, step=x)
+    server.faults.add("status", kind="file_stream", status=503)
+
+    done = syncd(env, "sync", "--patience", "2", str(tmp_path / "runs"))
+
+    assert done.returncode == 1
+    assert "503" in done.stderr
+
+
 def test_sync_beside_a_running_daemon_waits_for_it(server: WandbServer, env: dict[str, str], tmp_path: Path):
     # faults: 86
     finished_run(tmp_path / "runs")
@@ -401,6 +429,7 @@ def test_sync_and_status_say_what_is_not_there_and_why(
     piece.die()
     piece.overwrite(piece.segment.read_bytes().index(damaged) + 40, b"\x00")
     HandmadePiece(piece.identity, piece.piece, "files").log("file", path="gone", sha256="0" * 64, size=1)
+    piece.stand_still()
     server.faults.add("status", kind="file_stream", status=422, containing="poison")
 
     synced = syncd(env, "sync", str(tmp_path))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -193,8 +192,7 @@ def test_damage_in_a_run_that_has_stood_still_here_for_a_while_is_not_waited_for
             piece.overwrite(piece.segment.stat().st_size - len(line) + 30, b"#")
     piece.log("exit", exitcode=0)
     piece.die()
-    for path in (*piece.piece.dir.iterdir(), piece.piece.dir):
-        os.utime(path, (time.time() - 2 * STANDSTILL_S,) * 2)
+    piece.stand_still()
 
     uploading = Uploading(server, tmp_path / "demo" / "run")
     uploading.then(5, uploading.look)
