@@ -512,6 +512,16 @@ def end_of(piece_dir: Path, stream: str = "events") -> tuple[int, int]:
     return (0, 0) if last is None else (last.seq + 1, last.time_us)
 
 
+def span_of(piece_dir: Path) -> tuple[int, int | None]:
+    """Return the next seq of a piece's events, and when the first was logged, where one brief says both (else None)."""
+    files = _files_to_the_end(piece_dir, "events")
+    if len(files) == 1 and isinstance(files[0], Sealed) and files[0].first_seq == 0:
+        with suppress(Unreadable, FileNotFoundError):
+            brief = Brief.load(piece_dir, files[0])
+            return brief.last.seq + 1, brief.first.time_us
+    return end_of(piece_dir)[0], None
+
+
 def last_step_of(piece_dir: Path) -> int | None:
     """Return the step of the piece's last metrics; reads the ends of its segments."""
     for file in reversed(_files_to_the_end(piece_dir, "events")):
@@ -555,7 +565,8 @@ def _names_in(piece_dir: Path) -> list[str]:
 
 def _files_to_the_end(piece_dir: Path, stream: str) -> list[Segment | Sealed]:
     """Return the files that hold the stream; the last has its end, also where a segment was cut since it was sealed."""
-    names = _names_in(piece_dir)
+    # Of ten thousand runs, most names are of other streams.
+    names = [name for name in _names_in(piece_dir) if name.startswith(stream)]
     files = files_of(names, stream)
     beside = [sealed for sealed in sealed_in(names, stream) if sealed not in files]
     if beside and beside[-1].next_seq > (end_of_segment(piece_dir, files[-1]) or 0):
@@ -661,13 +672,11 @@ def find_runs(root: Path, skip: Callable[[str], bool] = lambda run_dir: False) -
     Those are not looked at for which `skip("<project>/<run_id>")` is true.
     """
     for project in _directories(root):
-        for name in _directories(root / project):
-            if not skip(f"{project}/{name}"):
-                run_dir = root / project / name
-                # Another user's run, below a root that is shared, may not let us look.
-                with suppress(OSError):
-                    if (run_dir / RUN_FILE).is_file():
-                        yield run_dir
+        directory = root / project
+        for name in _directories(directory):
+            # Another user's run, below a root that is shared, may not let us look.
+            if not skip(f"{project}/{name}") and os.path.isfile(f"{directory}/{name}/{RUN_FILE}"):
+                yield directory / name
 
 
 def _directories(parent: Path) -> list[str]:
