@@ -23,12 +23,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from eventlog.piece import (
-    hold,
     lock_text,
+    may_live,
+    open_lock,
     ran_here,
     sync_directory,
     text_of,
     this_boot_id,
+    try_lock,
     write_all,
     write_lock_text,
 )
@@ -144,11 +146,13 @@ class Lease:
     """Holds a run for one uploader to one sink: on this kernel by `flock`, between hosts by what the lock file says.
 
     Not every network file system carries locks from host to host, and clocks differ.  So the second part only saves work:
-    two that upload one run at once send the same lines to the same places.
+    two that upload one run at once send the same lines to the same places.  Where there are no locks at all, what the
+    file says counts on this host as well, as long as the process that said it lives.
     """
 
-    def __init__(self, fd: int, now_us: int) -> None:
+    def __init__(self, fd: int, now_us: int, is_locked: bool) -> None:
         self._fd = fd
+        self._is_locked = is_locked
         self._said = b""
         self._said_us = 0
         self._say(now_us)
@@ -158,15 +162,11 @@ class Lease:
         """Hold the run, or return None if another process has it, or one on another host said so a short while ago."""
         directory = run_dir / SYNC_DIR
         directory.mkdir(mode=0o700, exist_ok=True)
-        fd = hold(directory / f"{sink.name}.lock")
-        if fd is None:
-            return None
-        text = text_of(os.pread(fd, _LEASE_MAX_BYTES, 0))
-        # A clock that is far ahead would hold the run for as long after a crash.
-        if text and not ran_here(text) and abs(now_us - text["heartbeat"]) < LEASE_S * 1e6:
+        fd = open_lock(directory / f"{sink.name}.lock")
+        if is_leased(fd, is_locked := try_lock(fd), now_us):
             os.close(fd)
             return None
-        return cls(fd, now_us)
+        return cls(fd, now_us, is_locked is True)
 
     def keep(self, now_us: int) -> bool:
         """Say now and then that the run is held; return False if another host has taken it since."""
@@ -177,16 +177,31 @@ class Lease:
         return True
 
     def release(self) -> None:
-        if os.pread(self._fd, _LEASE_MAX_BYTES, 0) == self._said:
-            os.ftruncate(self._fd, 0)
-        os.close(self._fd)
+        # A disk that became read-only, or went: the lock goes all the same, and the text is not believed for long.
+        with suppress(OSError):
+            if os.pread(self._fd, _LEASE_MAX_BYTES, 0) == self._said:
+                os.ftruncate(self._fd, 0)
+        with suppress(OSError):
+            os.close(self._fd)
 
     def _say(self, now_us: int) -> None:
         self._said_us = now_us
         # A disk that refuses it costs nothing.
         with suppress(OSError):
-            write_lock_text(self._fd, now_us)
+            write_lock_text(self._fd, now_us, self._is_locked)
         self._said = os.pread(self._fd, _LEASE_MAX_BYTES, 0)
+
+
+def is_leased(fd: int, is_locked: bool | None, now_us: int) -> bool:
+    """Say whether another process holds the run whose lock file this is; `is_locked` is what `try_lock` said of it."""
+    if is_locked is False:
+        return True
+    text = text_of(os.pread(fd, _LEASE_MAX_BYTES, 0))
+    # A clock that is far ahead would hold the run for as long after a crash.
+    if not text or abs(now_us - text["heartbeat"]) >= LEASE_S * 1e6:
+        return False
+    # Where the lock speaks for who wrote it, it has spoken.
+    return not (is_locked and ran_here(text)) and may_live(text)
 
 
 def run_id_there(run_dir: Path) -> str | None:

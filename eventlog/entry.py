@@ -16,7 +16,6 @@ Nothing is written here but directories, `run.json` and the lock of the piece.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import time
@@ -38,6 +37,7 @@ from eventlog.piece import (
     lock_text,
     primaries,
     ran_here,
+    try_lock,
 )
 from eventlog.reader import read
 from eventlog.record import Record
@@ -317,11 +317,11 @@ def _seen_by_lock(piece_dir: Path) -> bool | None:
         # Claimed and not locked: killed in between, or right now in between. Nobody has written anything.
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return True if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+        is_free = try_lock(fd, shared=True)
     finally:
         os.close(fd)
+    if not is_free:
+        return True if is_free is False else None
     text = lock_text(piece_dir)
     return False if ran_here(text) else None
 

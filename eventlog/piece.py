@@ -4,6 +4,7 @@ Invariants
 ----------
 * A directory is claimed by `mkdir`, so two processes never write in one piece.
 * The lock decides who lives; its text only informs, and is never trusted where `flock` may not reach.
+* That a file system has no locks is not that somebody holds one: then nothing is certain, and writers write all the same.
 * `closed` is said only of a piece that can never grow again.  Ask it *before* the last read, not after: a writer
   may append between a read and its death.
 
@@ -34,6 +35,8 @@ HEARTBEAT_S = 30.0
 # A writer on another host is not waited for any longer than this without a sign of life. FORMAT.md, "Pieces and writers".
 STALE_S = 600.0
 _LOCK_TEXT_MAX_BYTES = 4096
+# A process that is younger than what it is said to have written is another one; a clock is set by less than this.
+_CLOCK_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +125,14 @@ class Piece:
         self.writer = directory.name
         self.token = os.urandom(4).hex()
         self._lock_fd = -1
+        self._is_locked = False
         unborn = directory / f".{LOCK_FILE}.new"
         try:
             self._lock_fd = os.open(
                 unborn, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
             )
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+            # Nobody else knows this file yet: where it cannot be locked, nothing can be, and the text says so.
+            self._is_locked = try_lock(self._lock_fd) is True
             self.heartbeat(time.time_ns() // 1000)
             # A piece whose lock or whose text a power cut took would look alive for ever.
             os.fdatasync(self._lock_fd)
@@ -142,7 +147,7 @@ class Piece:
     def heartbeat(self, now_us: int) -> None:
         """Say in the lock's text that this writer lived at `now_us`.  A disk that refuses it costs nothing."""
         try:
-            write_lock_text(self._lock_fd, now_us)
+            write_lock_text(self._lock_fd, now_us, self._is_locked)
         except OSError as error:
             if error.errno == errno.EBADF:
                 raise
@@ -216,9 +221,8 @@ def lock_owner_is_gone(piece_dir: Path) -> bool:
         # Not created yet, or out of reach: nothing is certain.
         return False
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(fd, shared=True):
+            # Held; or there are no locks, and nothing is certain.
             return False
         try:
             text = orjson.loads(os.pread(fd, _LOCK_TEXT_MAX_BYTES, 0))
@@ -237,20 +241,59 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def hold(path: Path) -> int | None:
-    """Return a descriptor that holds that lock file for this process alone, or None if another process does."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def open_lock(path: Path) -> int:
+    """Return a descriptor of a lock file, which is made if it is not there."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def try_lock(fd: int, shared: bool = False) -> bool | None:
+    """Take the lock of an open file, without waiting: False if another holds it, None if its file system has no locks."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        # ENOLCK is NFS without its lock service; others say ENOTSUP or ENOSYS.
+        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    return True
+
+
+def hold(path: Path) -> int | None:
+    """Return a descriptor that holds that lock file for this process alone, or None if another process does.
+
+    Raises `OSError` where there are no locks.
+    """
+    fd = open_lock(path)
+    held = try_lock(fd)
+    if held:
+        return fd
+    os.close(fd)
+    if held is None:
+        raise OSError(errno.ENOLCK, "its file system has no locks", str(path))
+    return None
+
+
+def holder_here(path: Path) -> dict[str, Any] | None:
+    """Return what a lock file says of the process on this host that holds it; None if none does.
+
+    Without locks it is the text that is believed, as long as its process lives.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        os.close(fd)
         return None
-    return fd
+    try:
+        held = try_lock(fd, shared=True)
+        text = text_of(os.pread(fd, _LOCK_TEXT_MAX_BYTES, 0))
+    finally:
+        os.close(fd)
+    is_here = text.get("host") == this_host() and may_live(text)
+    return text if held is False or (held is None and is_here) else None
 
 
-def write_lock_text(fd: int, now_us: int) -> None:
+def write_lock_text(fd: int, now_us: int, is_locked: bool = True) -> None:
     """Say in the file of a lock who holds it, and that it lived at `now_us`."""
     text = {"host": this_host(), "boot_id": this_boot_id(), "pid": os.getpid(), "heartbeat": now_us}
+    if not is_locked:
+        text["locked"] = False
     line = orjson.dumps(text) + b"\n"
     os.pwrite(fd, line, 0)
     os.ftruncate(fd, len(line))
@@ -279,9 +322,28 @@ def text_of(line: bytes) -> dict[str, Any]:
 def ran_here(text: Mapping[str, Any]) -> bool:
     """Say whether the writer of a lock's text ran where its lock can be asked: on this host, or on this kernel.
 
-    A restarted container has another name on the same kernel, and one kernel has one set of locks.
+    A restarted container has another name on the same kernel, and one kernel has one set of locks. A writer that could
+    take none left nothing to be asked.
     """
-    return bool(text.get("host") == this_host() or text.get("boot_id") == this_boot_id())
+    is_here = text.get("host") == this_host() or text.get("boot_id") == this_boot_id()
+    return is_here and text.get("locked") is not False
+
+
+def may_live(text: Mapping[str, Any]) -> bool:
+    """Say whether the process of a lock's text may live, by the text alone: for where there are no locks."""
+    if text.get("host") != this_host():
+        # Or in another container, where it has another number.
+        return True
+    if text.get("boot_id") != this_boot_id() or type(text.get("pid")) is not int:
+        return False
+    import psutil
+
+    try:
+        return bool(psutil.Process(text["pid"]).create_time() <= text["heartbeat"] / 1e6 + _CLOCK_S)
+    except (psutil.NoSuchProcess, ValueError, OverflowError):
+        return False
+    except psutil.AccessDenied:
+        return True
 
 
 @cache

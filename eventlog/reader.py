@@ -10,6 +10,7 @@ Invariants
 * A reader that goes on from a remembered place yields what it would have yielded without the pause, also if segments
   were sealed, merged and removed meanwhile.
 * Memory is one chunk, or one line where a line is longer.
+* With `waits_at_gaps`, a reader stops where records are missing before others, and finds them if they come after all.
 
 Nothing is ever written, repaired or deleted here.
 """
@@ -81,6 +82,9 @@ class Chunk:
     """There is more on the disk right now; without it, the reader stands at the committed end."""
     blocked: str | None = None
     """Why a segment that is there cannot be read just now: what comes after it waits."""
+    gap: tuple[int, int, int] | None = None
+    """Which seqs are missing, from and to, before what is there, and how large the file is at whose end they are; also
+    said in `blocked`. Only a reader that `waits_at_gaps` has one."""
 
 
 class _Foreign(BadLine):
@@ -113,6 +117,8 @@ class StreamReader:
         self.log_id = log_id
         self.stream = stream
         self.next_seq = seq
+        self.waits_at_gaps = False
+        """Records that are missing are waited for: they may be on their way, as while a directory is being copied."""
         self.header: Header | None = None
         self._segment: Segment | Sealed | None = Segment.parse(hint[0]) if hint else None
         self._offset = hint[1] if hint and self._segment else 0
@@ -162,7 +168,10 @@ class StreamReader:
         if self._segment is None:
             if not segments:
                 return chunk
-            self._enter(self._beginning(segments))
+            first = self._beginning(segments)
+            if self._stops_before(chunk, first):
+                return chunk
+            self._enter(first)
         budget = limit_bytes
         while True:
             try:
@@ -190,6 +199,8 @@ class StreamReader:
             if (not later or later[0].first_seq > self.next_seq) and self._enter_what_stands_in(chunk):
                 continue
             if not later:
+                return chunk
+            if self._stops_before(chunk, later[0]):
                 return chunk
             # What is left here without a newline is a torn tail: its writer carried on elsewhere.
             self._enter(later[0])
@@ -232,6 +243,20 @@ class StreamReader:
             return max(0, os.stat(self.piece_dir / self._segment.name).st_size - self._offset)
         except OSError:
             return 0
+
+    def _stops_before(self, chunk: Chunk, segment: Segment | Sealed) -> bool:
+        """Whether records are missing between what was read and that segment, and are waited for."""
+        if self.waits_at_gaps and segment.first_seq > self.next_seq:
+            self._stop_at_gap(chunk, segment.first_seq - 1, self._seen_bytes)
+        return chunk.gap is not None
+
+    def _stop_at_gap(self, chunk: Chunk, last_seq: int, size_bytes: int) -> None:
+        chunk.gap = (self.next_seq, last_seq, size_bytes)
+        chunk.blocked = f"{self.stream} {self.next_seq:,} to {last_seq:,} of {self.piece_dir.name} are missing, and may be on their way"
+        suspect = self._suspect
+        if suspect is not None and self._segment is not None and suspect.path.name == self._segment.name:
+            # What is wrong there may be whole the next time.
+            self._offset, self._suspect = min(self._offset, suspect.offset), None
 
     def _enter(self, segment: Segment | Sealed | None) -> None:
         """Begin with a segment."""
@@ -351,6 +376,10 @@ class StreamReader:
         except StopIteration:
             return 0
         except Unreadable as error:
+            if self.next_seq < sealed.next_seq and self.waits_at_gaps:
+                self._groups = None
+                self._stop_at_gap(chunk, sealed.next_seq - 1, os.stat(path).st_size)
+                return 0
             if self.next_seq < sealed.next_seq:
                 chunk.damage.append(Damage(path, 0, self.next_seq, sealed.next_seq - 1, str(error)))
                 self.next_seq, self._suspect = sealed.next_seq, None
@@ -392,7 +421,7 @@ class StreamReader:
             os.close(fd)
         if self._segment != self._refused:
             self._take(chunk, path, data)
-        if not isinstance(self._segment, Sealed):
+        if not isinstance(self._segment, Sealed) and chunk.gap is None:
             self._offset = begin + len(data)
         return len(data)
 
@@ -416,6 +445,9 @@ class StreamReader:
                         # Nearly every record, for the price of no further call.
                         chunk.records.append(record)
                         self.next_seq += 1
+                    elif record.seq > self.next_seq and self.waits_at_gaps:
+                        self._stop_at_gap(chunk, record.seq - 1, 0)
+                        return
                     else:
                         self._take_record(chunk, path, record)
             except BadLine as error:
@@ -480,6 +512,16 @@ def end_of(piece_dir: Path, stream: str = "events") -> tuple[int, int]:
     return (0, 0) if last is None else (last.seq + 1, last.time_us)
 
 
+def span_of(piece_dir: Path) -> tuple[int, int | None]:
+    """Return the next seq of a piece's events, and when the first was logged, where one brief says both (else None)."""
+    files = _files_to_the_end(piece_dir, "events")
+    if len(files) == 1 and isinstance(files[0], Sealed) and files[0].first_seq == 0:
+        with suppress(Unreadable, FileNotFoundError):
+            brief = Brief.load(piece_dir, files[0])
+            return brief.last.seq + 1, brief.first.time_us
+    return end_of(piece_dir)[0], None
+
+
 def last_step_of(piece_dir: Path) -> int | None:
     """Return the step of the piece's last metrics; reads the ends of its segments."""
     for file in reversed(_files_to_the_end(piece_dir, "events")):
@@ -523,7 +565,8 @@ def _names_in(piece_dir: Path) -> list[str]:
 
 def _files_to_the_end(piece_dir: Path, stream: str) -> list[Segment | Sealed]:
     """Return the files that hold the stream; the last has its end, also where a segment was cut since it was sealed."""
-    names = _names_in(piece_dir)
+    # Of ten thousand runs, most names are of other streams.
+    names = [name for name in _names_in(piece_dir) if name.startswith(stream)]
     files = files_of(names, stream)
     beside = [sealed for sealed in sealed_in(names, stream) if sealed not in files]
     if beside and beside[-1].next_seq > (end_of_segment(piece_dir, files[-1]) or 0):
@@ -629,13 +672,11 @@ def find_runs(root: Path, skip: Callable[[str], bool] = lambda run_dir: False) -
     Those are not looked at for which `skip("<project>/<run_id>")` is true.
     """
     for project in _directories(root):
-        for name in _directories(root / project):
-            if not skip(f"{project}/{name}"):
-                run_dir = root / project / name
-                # Another user's run, below a root that is shared, may not let us look.
-                with suppress(OSError):
-                    if (run_dir / RUN_FILE).is_file():
-                        yield run_dir
+        directory = root / project
+        for name in _directories(directory):
+            # Another user's run, below a root that is shared, may not let us look.
+            if not skip(f"{project}/{name}") and os.path.isfile(f"{directory}/{name}/{RUN_FILE}"):
+                yield directory / name
 
 
 def _directories(parent: Path) -> list[str]:

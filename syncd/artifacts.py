@@ -20,6 +20,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from syncd.transfer import (
     NotSent,
     Stored,
     Target,
+    nothing_comes,
     outcome_of_answer,
     put,
     put_all,
@@ -55,7 +57,14 @@ class ArtifactUpload:
     """One artifact on its way.  `step` until it is over."""
 
     def __init__(
-        self, run_dir: Path, api: WandbApi, entity: str, project: str, run_id: str, record: dict[str, Any]
+        self,
+        run_dir: Path,
+        api: WandbApi,
+        entity: str,
+        project: str,
+        run_id: str,
+        record: dict[str, Any],
+        may_come: Callable[[], bool] = nothing_comes,
     ) -> None:
         self.is_over = False
         self.stored: tuple[str, ...] = ()
@@ -63,6 +72,7 @@ class ArtifactUpload:
         self.not_stored: Counter[str] = Counter()
         """Why it was not stored, if it is over without."""
         self._run_dir = run_dir
+        self._may_come = may_come
         self._api = api
         self._run = (entity, project, run_id)
         self._record = record
@@ -102,7 +112,7 @@ class ArtifactUpload:
     # -- what is here ------------------------------------------------------------------------------------------
 
     async def _proved_entries(self) -> dict[str, dict[str, Any]]:
-        entries = parse_entries(read_stored(self._run_dir, str(self._record.get("manifest"))))
+        entries = parse_entries(read_stored(self._run_dir, str(self._record.get("manifest")), self._may_come))
         if entries is None or manifest_digest(entries) != self._record.get("digest"):
             raise NotSent(Outcome(Verdict.REFUSED, DAMAGED))
         for content in self._contents(entries).values():
@@ -111,7 +121,7 @@ class ArtifactUpload:
 
     def _contents(self, entries: dict[str, dict[str, Any]]) -> dict[str, Content]:
         return {
-            path: Stored(self._run_dir, entry["sha256"], entry["size"])
+            path: Stored(self._run_dir, entry["sha256"], entry["size"], self._may_come)
             for path, entry in entries.items()
             if "ref" not in entry
         }

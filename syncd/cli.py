@@ -15,9 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from eventlog.cursor import APPEND, Sink
 from eventlog.piece import RUN_FILE, RunIdentity
 from eventlog.progress import counting
 from eventlog.reader import find_runs
-from syncd import credentials, service
+from syncd import credentials, daemon_log, service
 from syncd.instance import LINGER_S, AlreadyRunning, Instance
 from syncd.metadata import Edits
 from syncd.shipper import FLUSH_S
@@ -54,7 +53,6 @@ PATIENCE_S = 30.0
 # What `wandb sync --clean` had left alone, and how many runs are listed before they are uploaded.
 CLEAN_OLD_HOURS = 24.0
 LISTED_MAX = 20
-_FOLLOW_S = 0.2
 # What `syncd` would read in this shell, and a unit does not have; the key is never among them.
 _UNIT_VARIABLES = (
     "WANDB_BASE_URL",
@@ -124,7 +122,7 @@ def start(roots: tuple[Path, ...], foreground: bool, flush_s: float, linger_s: f
     instance.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     arguments = [f"--flush={flush_s}", f"--linger={linger_s}", "--seal" if seals else "--no-seal"]
     arguments += [f"--root={root.absolute()}" for root in roots]
-    with open(os.open(instance.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log_file:
+    with open(daemon_log.open_log(instance.log_path), "ab") as log_file:
         child = subprocess.Popen(
             [sys.executable, "-m", "syncd", "start", "--foreground", *arguments],
             stdin=subprocess.DEVNULL,
@@ -141,7 +139,7 @@ def start(roots: tuple[Path, ...], foreground: bool, flush_s: float, linger_s: f
             break
         time.sleep(0.02)
     click.echo(f"syncd did not start. The end of its log, {instance.log_path}:", err=True)
-    click.echo("\n".join(tail(instance.log_path, 5)), err=True)
+    click.echo("\n".join(daemon_log.tail(instance.log_path, 5)), err=True)
     sys.exit(3 if child.poll() == 3 else 1)
 
 
@@ -278,7 +276,8 @@ def sync(
     PATH is a run directory or a root; a wandb directory, an offline-run-… or run-… directory or a .wandb file of
     W&B's; or a pattern. Without one: what is not synced in every root that a run was logged to, and below ./wandb.
 
-    Exit code 0: everything there was is acknowledged, and nothing was damaged.
+    Exit code 0: everything there was is acknowledged, and nothing was damaged. Of a run that is being written, the row
+    that its next call may still add to follows later.
     """
     if watched is not None and (paths or dry_run or cleans or as_json_):
         raise click.UsageError(
@@ -440,7 +439,7 @@ def logs(lines: int, follow: bool) -> None:
         click.echo(f"There is no log yet: {path}. `syncd start` begins one.", err=True)
         return
     with suppress(KeyboardInterrupt, BrokenPipeError):
-        for line in tail(path, lines, follow):
+        for line in daemon_log.tail(path, lines, follow):
             click.echo(line)
 
 
@@ -499,7 +498,7 @@ def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float, linger_s
     from syncd.wandb_api import WandbApi
     from syncd.watch import Watch
 
-    _log_to_stderr()
+    daemon_log.begin(instance.log_path)
     try:
         instance.acquire()
     except AlreadyRunning as error:
@@ -571,17 +570,6 @@ def _raise_file_limit() -> None:
     # Where there is no limit, some systems take no number for it.
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _log_to_stderr() -> None:
-    """Write the daemon's log to stderr, which `start` has pointed at its log file."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("syncd")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    # watchdog puts its whole table of watches in it, and means only that it looked at a directory twice.
-    warnings.filterwarnings("ignore", "Callback with id ", RuntimeWarning)
 
 
 def _warn_without_key() -> None:
@@ -660,8 +648,9 @@ def _follow_triggers(directory: Path, wishes: Wishes) -> None:
 
     def follow(path: Path) -> str | None:
         outcome = run_sync(plan_of(path, wishes), wishes, UntilStopped())
-        if not outcome.is_good:
-            return outcome.why_not
+        if not outcome.is_good or outcome.open:
+            # The trigger stays until there is nothing more to bring.
+            return outcome.why_not or "; ".join(outcome.open)
         if not outcome.runs:
             return f"{str(path)!r}: there is nothing in it yet."
         say(
@@ -723,7 +712,7 @@ def _outcome_as_json(outcome: Outcome, planned: Plan) -> dict[str, Any]:
     return {
         **as_json({}, outcome.runs),
         "error": outcome.error,
-        "remarks": outcome.remarks,
+        "remarks": [*outcome.open, *outcome.remarks],
         "taken": [taken.as_json() for taken in outcome.taken],
         "skipped": planned.skipped,
     }
@@ -736,7 +725,7 @@ def _say_outcome(outcome: Outcome, planned: Plan) -> None:
     if outcome.taken:
         console.print(_taken_view(outcome.taken))
     console.print(_runs_view(outcome.runs))
-    for remark in outcome.remarks:
+    for remark in (*outcome.open, *outcome.remarks):
         click.echo(remark)
     _say_skipped(planned)
     if outcome.error is not None:
@@ -947,29 +936,3 @@ def _say_findings(found: list[Finding]) -> None:
             said.append(f"\n→ {each.mend}", style="bold")
         table.add_row(Text(sign, style=style), Text(each.what), said)
     Console(soft_wrap=False).print(table)
-
-
-def tail(path: Path, lines: int, follow: bool = False) -> Iterator[str]:
-    """Yield the last lines of a file, and those to come, also of a file that takes its place; without an end if `follow`."""
-    text, at = _more(path, (0, 0))
-    *whole, rest = text.split("\n")
-    if rest and not follow:
-        whole.append(rest)
-    yield from whole[-lines:] if lines else []
-    while follow:
-        time.sleep(_FOLLOW_S)
-        text, at = _more(path, at)
-        *whole, rest = (rest + text).split("\n")
-        yield from whole
-
-
-def _more(path: Path, at: tuple[int, int]) -> tuple[str, tuple[int, int]]:
-    """Return what a file has behind an offset, of a new or an emptied file all; and where that ends (inode, offset)."""
-    try:
-        with open(path, "rb") as file:
-            now = os.fstat(file.fileno())
-            file.seek(at[1] if at[0] == now.st_ino and at[1] <= now.st_size else 0)
-            return file.read().decode(errors="replace"), (now.st_ino, file.tell())
-    except OSError:
-        # Not there yet, or between two names.
-        return "", at

@@ -43,6 +43,7 @@ from syncd.metadata import NO_EDITS, Edits
 from syncd.run_sync import COLD_S, WARM_S, RunSync
 from syncd.shipper import FLUSH_S, Outcome, Pace, Verdict
 from syncd.status import Progress, is_written
+from syncd.track import STANDSTILL_S
 from syncd.transfer import outcome_of_answer
 from syncd.wandb_api import WandbApi
 
@@ -172,6 +173,8 @@ class Daemon:
     linger_s: float = LINGER_S
     """How long, once it is to stop, it may go on to send what was logged until then."""
     steady_s: float = STEADY_S
+    standstill_s: float = STANDSTILL_S
+    """How long nothing must have come of what is missing in a run, before it is taken for lost."""
     lost_place: Callable[[], str | None] = lambda: None
     """Say why another daemon may run beside this one, if one may."""
     on_change: Callable[[Daemon], None] = lambda daemon: None
@@ -421,6 +424,7 @@ class Daemon:
                 edits=self.edits,
                 flush_s=0.0 if self._is_lingering else self.flush_s,
                 steady_s=self.steady_s,
+                standstill_s=self.standstill_s,
                 pace=self._pace,
                 clock=self.clock,
                 wake=lambda: self._look_at_once(run_dir, rank),

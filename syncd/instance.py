@@ -3,12 +3,13 @@
 Invariants
 ----------
 * The lock (`flock`) decides whether a daemon runs; the page only informs, and is believed while the lock is held.
+* Where there are no locks, the text of the lock file decides, as long as its process lives on this host.
 * The lock file is never unlinked by us: a second holder could slip in. Where somebody else did it, `lost` says so.
 """
 
 from __future__ import annotations
 
-import fcntl
+import logging
 import os
 import time
 from pathlib import Path
@@ -16,9 +17,14 @@ from typing import Any
 
 import orjson
 
+from eventlog.piece import holder_here, open_lock, text_of, this_host, try_lock, write_lock_text
+
+log = logging.getLogger("syncd")
+
 ASKING_S = 0.1
 # What was logged before a stop is sent within this: far less than who asked for it, systemd say, waits.
 LINGER_S = 5.0
+_TEXT_MAX_BYTES = 4096
 
 
 class AlreadyRunning(Exception):
@@ -45,21 +51,22 @@ class Instance:
     def acquire(self) -> None:
         """Become the daemon, or raise `AlreadyRunning`."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = open_lock(self._lock_path)
         # Who only asks whether a daemon runs holds the lock for a moment, too.
         deadline_s = time.monotonic() + ASKING_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline_s:
-                    os.close(fd)
-                    raise AlreadyRunning(self.running_pid()) from None
-                time.sleep(0.005)
-        text = b"%d\n" % os.getpid()
-        os.pwrite(fd, text, 0)
-        os.ftruncate(fd, len(text))
+        while (held := try_lock(fd)) is False and time.monotonic() <= deadline_s:
+            time.sleep(0.005)
+        pid = self.running_pid() if not held else None
+        if held is False or pid is not None:
+            os.close(fd)
+            raise AlreadyRunning(pid)
+        if held is None:
+            log.warning(
+                "%s: its file system has no locks. Whether a syncd runs here is told by its process id alone; "
+                "TIDELOG_STATE_DIR on a disk of this machine's own is better.",
+                self.directory,
+            )
+        write_lock_text(fd, time.time_ns() // 1000, held is True)
         self._fd = fd
 
     def lost(self) -> str | None:
@@ -69,7 +76,10 @@ class Instance:
             there = os.stat(self._lock_path, follow_symlinks=False)
         except OSError:
             there = None
-        if there is not None and (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino):
+        is_there = there is not None and (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+        # Without locks two may begin at the same moment: who wrote its text last stays.
+        said = text_of(os.pread(self._fd, _TEXT_MAX_BYTES, 0))
+        if is_there and (said.get("host") != this_host() or said.get("pid") == os.getpid()):
             return None
         return (
             f"{self._lock_path}, the lock of this syncd (process {os.getpid()}), was removed or replaced: another syncd may "
@@ -78,19 +88,8 @@ class Instance:
 
     def running_pid(self) -> int | None:
         """Return the running daemon's process id, or None if none runs."""
-        try:
-            fd = os.open(self._lock_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            return None
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                text = os.pread(fd, 32, 0).strip()
-                return int(text) if text.isdigit() else 0
-            return None
-        finally:
-            os.close(fd)
+        holder = holder_here(self._lock_path)
+        return None if holder is None else int(holder.get("pid") or 0)
 
     def write_page(self, page: dict[str, Any]) -> None:
         temporary = self._page_path.with_suffix(".new")

@@ -52,7 +52,7 @@ from syncd.run_files import CONFIG, METADATA, config_yaml, metadata_json
 from syncd.run_uploads import RunUploads
 from syncd.shipper import FLUSH_S, Backoff, Batch, Outcome, Pace, Shipper, Verdict
 from syncd.status import NOTHING_HEARD, TAKEN_FOR_THERE, Progress, files_left, progress
-from syncd.track import Track
+from syncd.track import STANDSTILL_S, Track
 from syncd.transfer import Made, MadeOnDisk, outcome_of_answer
 from syncd.wandb_api import WandbApi
 
@@ -97,6 +97,7 @@ class RunSync:
         edits: metadata.Edits = metadata.NO_EDITS,
         flush_s: float = FLUSH_S,
         steady_s: float = attach.STEADY_S,
+        standstill_s: float = STANDSTILL_S,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
         wake: Callable[[], object] = lambda: None,
@@ -119,6 +120,7 @@ class RunSync:
         self._forgives = asked_for
         self._flush_s = flush_s
         self._steady_s = steady_s
+        self._standstill_s = standstill_s
         self._pace = pace or Pace()
         self._clock = clock
         # Called when something happened between two turns.
@@ -171,11 +173,11 @@ class RunSync:
 
     @cached_property
     def _events(self) -> Track:
-        return Track(self.run_dir, "events", self.identity.log_id)
+        return Track(self.run_dir, "events", self.identity.log_id, self._standstill_s)
 
     @cached_property
     def _text(self) -> Track:
-        return Track(self.run_dir, "console", self.identity.log_id)
+        return Track(self.run_dir, "console", self.identity.log_id, self._standstill_s)
 
     @property
     def parked(self) -> bool:
@@ -507,7 +509,14 @@ class RunSync:
             if place is not None:
                 track.go_on(place)
         self._uploads = RunUploads(
-            self.run_dir, self.identity.log_id, self._api, attached, cursor, self._wake, self._clock
+            self.run_dir,
+            self.identity.log_id,
+            self._api,
+            attached,
+            cursor,
+            self._wake,
+            self._clock,
+            self._standstill_s,
         )
         self._alerts = Alerts(self._api, attached, cursor.alerted, self._save_alerted)
         self._shipper = Shipper(
@@ -861,7 +870,7 @@ class RunSync:
         # To lines that wait already, only what goes with them: the cursor can follow when all of it is acknowledged.
         limit_bytes = READ_BYTES if self._shipper.has_room else READ_BYTES // 2
         # Asked first: what is read after a yes is all there will ever be.
-        records = self._events.read(limit_bytes, not had_ended and self._is_closed())
+        records = self._events.read(limit_bytes, not had_ended and self._is_closed(), now_s)
         lines: list[Line] = []
         for record in records:
             lines += self._fold.feed(record)
@@ -875,7 +884,7 @@ class RunSync:
         # A sample every few seconds is no reason to send a whole summary.
         if self._events.ended > had_ended or any(r.kind not in ("system", "alert") for r in records):
             self._want_summary()
-        lines += self._read_console()
+        lines += self._read_console(now_s)
         self._shipper.offer(lines)
         self._live = self._is_live(bool(records), now_s)
         return True
@@ -889,7 +898,7 @@ class RunSync:
     def _is_live(self, grew: bool, now_s: float) -> bool:
         """Whether the writer lives, as far as can be known; it is told to the server for as long."""
         if self._events.ended:
-            self._remark = self._remark if self._remark == OFFLINE_MODE else None
+            self._remark = self._remark if self._remark == OFFLINE_MODE else self._blocked
             return False
         if grew:
             self._grew_s = now_s
@@ -900,7 +909,7 @@ class RunSync:
             self._heard, self._heard_s = heard, now_s
         is_heard = now_s - self._heard_s < STALE_S
         if self._remark != OFFLINE_MODE:
-            self._remark = self._events.blocked or (
+            self._remark = self._blocked or (
                 None
                 if is_heard
                 else self._with_names(
@@ -910,7 +919,21 @@ class RunSync:
             )
         return is_heard
 
-    def _read_console(self) -> list[Line]:
+    @property
+    def _blocked(self) -> str | None:
+        """Why something that is there, or is about to be, cannot be read just now."""
+        beside = self._uploads.blocked if self._uploads is not None else None
+        return self._events.blocked or self._text.blocked or beside
+
+    @property
+    def _is_waiting(self) -> bool:
+        """Whether something is missing that may be on its way."""
+        uploads = self._uploads
+        return (
+            self._events.is_waiting or self._text.is_waiting or (uploads is not None and uploads.is_waiting)
+        )
+
+    def _read_console(self, now_s: float) -> list[Line]:
         """Fold what is next of the console: the same pieces, each to its end as well."""
         if self._text.ended or not self._text.writer:
             # Only pieces that the events have come to: the server knows of those.
@@ -919,7 +942,7 @@ class RunSync:
                 return []
             self._text.follow(names[0])
         lines = []
-        for record in self._text.read(READ_BESIDE_BYTES, self._has_ended(self._text.writer)):
+        for record in self._text.read(READ_BESIDE_BYTES, self._has_ended(self._text.writer), now_s):
             lines += self._console.feed(record)
         if self._text.ended:
             lines += self._console.end_piece()
@@ -1128,10 +1151,10 @@ class RunSync:
             later = [name for name in self._pieces_after(uploads.writer) if self._has_reached(name)]
             if later and not uploads.has_work:
                 uploads.follow(later[0])
-        trouble = uploads.settle()
+        trouble = uploads.settle(now_s)
         if trouble is not None:
             self._note_upload_trouble(trouble)
-        uploads.read(self._has_ended(uploads.writer))
+        uploads.read(self._has_ended(uploads.writer), now_s)
         # Together with what was logged, if that is not on its way yet: a request for each file costs enough.
         if self._events.ended and not self._replaying:
             self._has_made_all()
@@ -1202,7 +1225,7 @@ class RunSync:
             return
         # The lines have a back-off of their own: files often go to another host.
         self.trouble = trouble
-        if trouble.verdict is Verdict.RETRY:
+        if trouble.verdict in (Verdict.RETRY, Verdict.AWAITED):
             self._note(trouble.reason)
 
     def _text_has_ended(self) -> bool:
@@ -1230,7 +1253,7 @@ class RunSync:
         if self._events.ended and not self._replaying and not self._want_exit():
             return
         has_read_all = not self._events.more and not self._text.more and not self._may_follow
-        has_read_all = has_read_all and self._events.blocked is None
+        has_read_all = has_read_all and self._blocked is None
         has_read_all = has_read_all and (not self._events.ended or self._is_last)
         self.caught_up = has_read_all and self._has_nothing_behind and not self._uploads.has_work
         if self.caught_up and self._replaying:
@@ -1270,7 +1293,8 @@ class RunSync:
             ):
                 return True
         assert self._uploads is not None
-        return self._cursor.state != self._state() or self._cursor.made != self._uploads.made
+        says_why = self._blocked is not None and self._cursor.error != self._remark
+        return says_why or self._cursor.state != self._state() or self._cursor.made != self._uploads.made
 
     # -- alerts ------------------------------------------------------------------------------------------------
 
@@ -1384,6 +1408,8 @@ class RunSync:
         if has_next and self._has_room:
             return max(now_s, self._not_before_s)
         look_s = now_s + (COLD_S if not self._live else HOT_S if now_s - self._grew_s < WARM_S else WARM_S)
+        if self._is_waiting:
+            look_s = min(look_s, now_s + HOT_S)
         if self._events.ended and self._shipper.has_room and not self._is_last:
             look_s = now_s
         ship_s = max(self._shipper.due_s(self._live and not self._events.more), self._silent_until_s)

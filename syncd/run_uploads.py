@@ -7,6 +7,7 @@ Invariants
 ----------
 * One step is under way at a time, and none when the run is let go.
 * What the cursor says is stored was told to the server, which acknowledged it.
+* A file that is not here is asked for again while the run may change, until it has stood still for a minute.
 * A file that is made from the log is sent when it differs from what is there, and after all that was logged.
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 from eventlog.cursor import Cursor
 from syncd.attach import Attached
 from syncd.shipper import Backoff, Outcome, Verdict
-from syncd.track import Track
+from syncd.track import Patience, Track, may_change
 from syncd.transfer import Content
 from syncd.uploads import Done, Uploads
 from syncd.wandb_api import WandbApi
@@ -43,11 +44,17 @@ class RunUploads:
         cursor: Cursor,
         wake: Callable[[], object],
         clock: Callable[[], float],
+        standstill_s: float,
     ) -> None:
         self.backoff = Backoff()
         self._wake = wake
         self._clock = clock
-        self._track = Track(run_dir, "files", log_id)
+        self._run_dir = run_dir
+        self._standstill_s = standstill_s
+        self._patience = Patience(standstill_s)
+        self._awaited: str | None = None
+        """Which file of those that were logged is not here yet."""
+        self._track = Track(run_dir, "files", log_id, standstill_s)
         self._place: dict[str, Any] = {}
         self.not_stored: dict[str, int] = {}
         """How many files and artifacts are not on the server, by reason."""
@@ -57,7 +64,7 @@ class RunUploads:
                 self._place = cursor.files
                 self._track.go_on(cursor.files)
         self._uploads = Uploads(
-            run_dir, api, attached.entity, attached.project, attached.run_id, self.not_stored
+            run_dir, api, attached.entity, attached.project, attached.run_id, self.not_stored, self._may_come
         )
         self.made = dict(cursor.made)
         """What each file that is made from the log was made of, as it is there, or was given up."""
@@ -96,6 +103,15 @@ class RunUploads:
     def lost(self) -> int:
         return self._track.lost
 
+    @property
+    def blocked(self) -> str | None:
+        """Why what comes next cannot be read or sent just now."""
+        return self._track.blocked or self._awaited
+
+    @property
+    def is_waiting(self) -> bool:
+        return self._track.is_waiting
+
     def follow(self, writer: str) -> None:
         """Go on with the files of that piece."""
         self._track.follow(writer)
@@ -115,21 +131,27 @@ class RunUploads:
             self._uploads.offer_made({path: content()})
         return False
 
-    def settle(self) -> Outcome | None:
+    def settle(self, now_s: float) -> Outcome | None:
         """Take in what became of the step that was under way; return the trouble that it met, if it did."""
-        if self._step is None or not self._step.done():
-            return None
-        outcome, self._step = self._step.result(), None
-        if outcome.verdict is Verdict.ACK:
-            self.backoff.reset()
-            return None
-        self.backoff.failed(self._clock(), random.random(), outcome.retry_after_s)
-        return outcome
+        trouble = None
+        if self._step is not None and self._step.done():
+            outcome, self._step = self._step.result(), None
+            self._awaited = outcome.reason if outcome.verdict is Verdict.AWAITED else None
+            if self._awaited is not None:
+                self._patience.waits_for(self._awaited, now_s)
+            if outcome.verdict is Verdict.ACK:
+                self.backoff.reset()
+            else:
+                self.backoff.failed(self._clock(), random.random(), outcome.retry_after_s)
+                trouble = outcome
+        if not self.has_work:
+            self._patience.begin_anew()
+        return trouble
 
-    def read(self, is_closed: bool) -> None:
+    def read(self, is_closed: bool, now_s: float) -> None:
         """Take in what was logged next, unless something is left to do."""
         if self._step is None and not self._uploads.has_work and self._track.writer:
-            records = self._track.read(READ_BYTES, is_closed)
+            records = self._track.read(READ_BYTES, is_closed, now_s)
             self._uploads.offer(records, self._track.writer)
             if records:
                 self._portions.append((self._track.writer, self._track.next_seq, self._track.lost))
@@ -168,6 +190,11 @@ class RunUploads:
                 self._lost = self._portions.popleft()[2]
             self._place = {"writer": writer, "seq": seq, "place": None, "lost": self._lost}
         return {"made": dict(self.made), "files": {**self._place, "not_stored": self.not_stored}}
+
+    def _may_come(self) -> bool:
+        """Whether a file that is not here may be on its way."""
+        is_given_up = self._patience.is_over or not self._standstill_s
+        return not is_given_up and may_change(self._run_dir, self.writer, self._standstill_s)
 
     def cancel(self) -> None:
         """Leave what is under way; the next process does it again."""

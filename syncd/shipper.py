@@ -57,6 +57,7 @@ class Verdict(Enum):
     REFUSED = "something in it is refused"
     UNAUTHORISED = "the key is refused"
     FORBIDDEN = "this run or project is refused"
+    AWAITED = "what is to be sent is not here yet"
 
 
 @dataclass(frozen=True, slots=True)

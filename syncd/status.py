@@ -17,7 +17,7 @@ from eventlog import piece as pieces
 from eventlog.cursor import Cursor, Sink
 from eventlog.errors import NotARun
 from eventlog.piece import RunIdentity
-from eventlog.reader import StreamReader, end_of, find_runs, pieces_of
+from eventlog.reader import StreamReader, end_of, find_runs, pieces_of, span_of
 from syncd.fold import LINE_TOO_LONG, REPEATED_STEP
 
 # So often a look says how far it is.
@@ -51,7 +51,8 @@ class RunStatus:
     @property
     def lacks_something(self) -> bool:
         """Whether something of the run is not there that W&B's own client would have brought there."""
-        is_on_its_way = bool(self.backlog or (self.files_left and self.state != "live"))
+        # Of a run that is being written there is always more to come; whether a sync got it as far as it was, that says.
+        is_on_its_way = bool(self.backlog or self.files_left) and self.state != "live"
         never_attached = self.url is None and self.error is not None
         is_lost = not self.not_shown.keys() <= _ON_PURPOSE
         return is_on_its_way or never_attached or is_lost or self.state == "parked"
@@ -135,20 +136,24 @@ class Looking:
 
 def progress(run_dir: Path, names: list[str], cursor: Cursor | None, with_age: bool = True) -> Progress:
     """Compare pieces of a log with a cursor.  Reads the ends of segments; for the age, one place in the middle."""
-    ends = {name: end_of(run_dir / name)[0] for name in names}
-    records = sum(ends.values())
+    spans = {name: span_of(run_dir / name) for name in names}
+    records = sum(end for end, _ in spans.values())
     at = cursor.next if cursor is not None else None
     done = names[: names.index(at["writer"])] if at is not None and at["writer"] in names else []
     acked = 0
     oldest_us: int | None = None
-    for name, end in ends.items():
+    for name, (end, first_us) in spans.items():
         if name in done or (at is not None and name == at["writer"] and at["seq"] >= end):
             acked += end
             continue
         if at is not None and name == at["writer"]:
             acked += at["seq"]
         if with_age and oldest_us is None and end:
-            oldest_us = _time_of(run_dir / name, cursor, at["seq"] if at and name == at["writer"] else 0)
+            seq = at["seq"] if at and name == at["writer"] else 0
+            oldest_us = first_us if seq == 0 else None
+            # Nearly all of many runs are over and sealed: their briefs say it already.
+            if oldest_us is None:
+                oldest_us = _time_of(run_dir / name, cursor, seq)
     return Progress(records, acked, oldest_us)
 
 

@@ -96,6 +96,8 @@ class Outcome:
     errors: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     """What is worth to be known, and no reason to complain: a sentence each."""
+    open: list[str] = field(default_factory=list)
+    """Runs that are being written, and of which all is there but the open row: a sentence each."""
     copies: dict[WandbFile, list[WandbFile]] = field(default_factory=dict)
     """Files that are copies of one that was taken."""
 
@@ -117,7 +119,7 @@ class Outcome:
 
     @property
     def is_good(self) -> bool:
-        """Whether everything that there was is acknowledged."""
+        """Whether everything that there was is acknowledged; of a run that is being written, but its open row."""
         lacks = any(run.lacks_something for run in self.runs)
         return self.error is None and not lacks and all(taken.is_whole for taken in self.taken)
 
@@ -296,6 +298,12 @@ def sync(planned: Plan, wishes: Wishes, watcher: Watcher) -> Outcome:
     if left_out and error is None:
         error = f"{', '.join(left_out)}: a copy of another run's directory, or not readable."
     outcome.runs = list(statuses.values())
+    # What came since the last look is no reason to complain, nor is the row that a later call may still add to.
+    outcome.open = [
+        f"{status.run}: it is still being written: its open row follows."
+        for status in outcome.runs
+        if status.state == "live" and status.backlog
+    ]
     if error is not None:
         outcome.errors.append(error)
     for taken in outcome.taken if wishes.marks_synced else ():

@@ -8,8 +8,8 @@ Invariants
   that no server ever has a damaged file whole.
 * A file that shrinks, grows, vanishes or cannot be read ends its request; nothing waits for it.
 * An outcome is a value: `ACK` it is stored; `REFUSED` it never will be; `FORBIDDEN` a fresh URL, or another look
-  at the disk, may help; anything else is trouble on the way, and says nothing about the content. The reasons of
-  the second and third are fit to be counted.
+  at the disk, may help; `AWAITED` it is not all here, and may be on its way; anything else is trouble on the way, and
+  says nothing about the content. The reasons of the second and third are fit to be counted.
 
 What the URLs are for, and what is done about an outcome, is known to `uploads` and `artifacts`.
 """
@@ -124,6 +124,11 @@ class MadeOnDisk:
         return file
 
 
+def nothing_comes() -> bool:
+    """What is not here is lost."""
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """Content of the run's store, `files/<sha256>`."""
@@ -131,6 +136,8 @@ class Stored:
     run_dir: Path
     sha256: str
     size: int
+    may_come: Callable[[], bool] = nothing_comes
+    """Say whether what is missing of it may be on its way, as while the run is being copied."""
 
     async def prepare(self) -> None:
         with self._opened():
@@ -142,6 +149,8 @@ class Stored:
         with self._opened() as fd:
             while left:
                 chunk = _read(fd, min(left, _CHUNK_BYTES))
+                if not chunk:
+                    raise _not_all_here(self.sha256, self.size - left, self.may_come, DAMAGED)
                 proof.update(chunk)
                 left -= len(chunk)
                 if not left and proof.hexdigest() != self.sha256:
@@ -150,23 +159,23 @@ class Stored:
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        with _opened(self.run_dir, self.sha256) as fd:
-            if os.fstat(fd).st_size != self.size:
+        with _opened(self.run_dir, self.sha256, self.may_come) as fd:
+            here_bytes = os.fstat(fd).st_size
+            if here_bytes < self.size:
+                raise _not_all_here(self.sha256, here_bytes, self.may_come, DAMAGED)
+            if here_bytes > self.size:
                 raise NotSent(Outcome(Verdict.REFUSED, DAMAGED))
             yield fd
 
 
-def read_stored(run_dir: Path, sha256: str) -> bytes:
+def read_stored(run_dir: Path, sha256: str, may_come: Callable[[], bool] = nothing_comes) -> bytes:
     """Return content of the store whose size is not known; raise `NotSent` if it is not what was logged."""
     data = bytearray()
-    with _opened(run_dir, sha256) as fd:
-        left = os.fstat(fd).st_size
-        while left:
-            chunk = _read(fd, min(left, _CHUNK_BYTES))
+    with _opened(run_dir, sha256, may_come) as fd:
+        while chunk := _read(fd, _CHUNK_BYTES):
             data += chunk
-            left -= len(chunk)
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise NotSent(Outcome(Verdict.REFUSED, DAMAGED))
+        raise _not_all_here(sha256, len(data), may_come, DAMAGED)
     return bytes(data)
 
 
@@ -236,15 +245,17 @@ def _put_outcome(answer: Answer) -> Outcome:
 
 
 @contextmanager
-def _opened(run_dir: Path, sha256: str) -> Iterator[int]:
+def _opened(run_dir: Path, sha256: str, may_come: Callable[[], bool]) -> Iterator[int]:
     if not _SHA256.fullmatch(sha256):
         raise NotSent(Outcome(Verdict.REFUSED, DAMAGED))
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         fd = os.open(run_dir / "files" / sha256, flags)
     except OSError as error:
+        if error.errno == errno.ENOENT:
+            raise _not_all_here(sha256, 0, may_come, MISSING) from None
         # A link is nothing that was logged.
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
             raise NotSent(Outcome(Verdict.REFUSED, MISSING)) from None
         raise NotSent(Outcome(Verdict.FORBIDDEN, _unreadable(error))) from None
     try:
@@ -256,14 +267,24 @@ def _opened(run_dir: Path, sha256: str) -> Iterator[int]:
 
 
 def _read(fd: int, size: int) -> bytes:
-    """Return at least one byte."""
+    """Return at least one byte, but at the end."""
     try:
-        chunk = os.read(fd, size)
+        return os.read(fd, size)
     except OSError as error:
         raise NotSent(Outcome(Verdict.FORBIDDEN, _unreadable(error))) from None
-    if not chunk:
-        raise NotSent(Outcome(Verdict.REFUSED, DAMAGED))
-    return chunk
+
+
+def _not_all_here(sha256: str, here_bytes: int, may_come: Callable[[], bool], reason: str) -> NotSent:
+    """Say that a file is not all here; `reason` is why it is counted where the rest will not come."""
+    if not may_come():
+        return NotSent(Outcome(Verdict.REFUSED, reason))
+    # Each byte that comes makes it another reason: that is how a wait knows of it.
+    return NotSent(
+        Outcome(
+            Verdict.AWAITED,
+            f"the file {sha256[:12]}… is not all here ({here_bytes:,} bytes are), and may be on its way",
+        )
+    )
 
 
 def _unreadable(error: OSError) -> str:

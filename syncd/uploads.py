@@ -17,7 +17,7 @@ There is no clock here: who calls `step` keeps the back-off.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -26,7 +26,17 @@ from eventlog.record import Record
 from syncd.artifacts import ArtifactUpload
 from syncd.fold import EVENTS, HISTORY
 from syncd.shipper import Outcome, Verdict
-from syncd.transfer import TRIES, Content, NotSent, Stored, Target, is_trouble, outcome_of_answer, put_all
+from syncd.transfer import (
+    TRIES,
+    Content,
+    NotSent,
+    Stored,
+    Target,
+    is_trouble,
+    nothing_comes,
+    outcome_of_answer,
+    put_all,
+)
 from syncd.wandb_api import WandbApi
 
 BATCH_FILES = 32
@@ -82,9 +92,14 @@ class Uploads:
         project: str,
         run_id: str,
         not_stored: Mapping[str, int] | None = None,
+        may_come: Callable[[], bool] = nothing_comes,
     ) -> None:
-        """`not_stored` is what an earlier process had counted below the place that this one goes on from."""
+        """`not_stored` is what an earlier process had counted below the place that this one goes on from.
+
+        While `may_come` says so, a file that is not here is no reason to give it up.
+        """
         self._run_dir = run_dir
+        self._may_come = may_come
         self._api = api
         self._run = (entity, project, run_id)
         self._queue: deque[_Wanted] = deque()
@@ -165,7 +180,9 @@ class Uploads:
             self._queue.popleft()
             place = wanted.place or place
             if wanted.artifact is not None:
-                self._batch = ArtifactUpload(self._run_dir, self._api, *self._run, wanted.artifact)
+                self._batch = ArtifactUpload(
+                    self._run_dir, self._api, *self._run, wanted.artifact, self._may_come
+                )
                 break
             if wanted.refused is not None:
                 refused[wanted.refused] += 1
@@ -178,7 +195,8 @@ class Uploads:
         path, sha256, size = data.get("path"), data.get("sha256"), data.get("size")
         if not isinstance(path, str) or not _is_clean(path):
             return _Wanted(place, refused=BAD_NAME)
-        return _Wanted(place, path, Stored(self._run_dir, str(sha256), size if type(size) is int else -1))
+        size = size if type(size) is int else -1
+        return _Wanted(place, path, Stored(self._run_dir, str(sha256), size, self._may_come))
 
 
 class FilesUpload:

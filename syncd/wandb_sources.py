@@ -15,7 +15,6 @@ What a file holds is not looked at here.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import secrets
@@ -28,10 +27,10 @@ from typing import Any
 
 import orjson
 
-from eventlog.cursor import SYNC_DIR
+from eventlog.cursor import SYNC_DIR, is_leased
 from eventlog.errors import NotARun
 from eventlog.imported import ImportedPiece, header_of, segments_of
-from eventlog.piece import RUN_FILE, RunIdentity, primaries, sync_directory
+from eventlog.piece import RUN_FILE, RunIdentity, primaries, sync_directory, try_lock
 from eventlog.reader import StreamReader, find_runs
 from eventlog.segment import primary_name, primary_number
 from syncd.wandb_files import Head, WandbFile
@@ -202,9 +201,10 @@ def is_being_uploaded(run_dir: Path) -> bool:
             if name.endswith(".lock"):
                 fd = os.open(run_dir / SYNC_DIR / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
                 try:
-                    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return True
+                    held = try_lock(fd, shared=True)
+                    # Of a lock that is free here nothing more is asked: another host's process finds out by itself.
+                    if not held and is_leased(fd, held, time.time_ns() // 1000):
+                        return True
                 finally:
                     os.close(fd)
     return False

@@ -5,6 +5,8 @@ The bytes come from `record` and `segment` alone, so that a test of the reading 
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,11 @@ class HandmadePiece:
     def offset_of(self, seq: int) -> int:
         """Return where the line of that record begins in the current segment."""
         return self.segment.read_bytes().index(self.lines[seq])
+
+    def stand_still(self, for_s: float = 3600.0) -> None:
+        """Let nothing have come to the piece for so long."""
+        for path in (*self.piece.dir.iterdir(), self.piece.dir):
+            os.utime(path, (time.time() - for_s,) * 2)
 
     def die(self) -> None:
         """Let the lock go, as a killed writer does."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +25,8 @@ from eventlog.cursor import (
     save,
     unreadable,
 )
+from eventlog.piece import this_boot_id, this_host
+from tests.locks import WITHOUT_LOCKS, no_locks
 
 SINK = Sink("https://api.wandb.ai", None, "demo", "run")
 
@@ -95,6 +101,71 @@ def test_what_is_released_is_free_at_once_on_any_host(tmp_path: Path, monkeypatc
     assert lease is not None
     lease.release()
     monkeypatch.setattr("eventlog.cursor.ran_here", lambda text: False)
+
+    assert Lease.take(tmp_path, SINK, NOW_US) is not None
+
+
+def by(run_dir: Path, pid: int, heartbeat_us: int) -> None:
+    """Let a process of this host have said that it holds the run."""
+    text = {
+        "host": this_host(),
+        "boot_id": this_boot_id(),
+        "pid": pid,
+        "heartbeat": heartbeat_us,
+        "locked": False,
+    }
+    (run_dir / SYNC_DIR).mkdir(exist_ok=True)
+    (run_dir / SYNC_DIR / f"{SINK.name}.lock").write_text(json.dumps(text) + "\n")
+
+
+@pytest.mark.parametrize("says", WITHOUT_LOCKS)
+def test_without_locks_a_run_is_held_by_who_says_so_for_as_long_as_it_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: int
+):
+    now_us = time.time_ns() // 1000
+    monkeypatch.setattr(fcntl, "flock", no_locks(says))
+    with subprocess.Popen(["sleep", "60"]) as other:
+        by(tmp_path, other.pid, now_us)
+        while_it_lives = Lease.take(tmp_path, SINK, now_us)
+        # One that is younger than the word is another, by the same number.
+        by(tmp_path, other.pid, now_us - int(60e6))
+        after_another = Lease.take(tmp_path, SINK, now_us)
+        other.kill()
+    by(tmp_path, other.pid, now_us)
+    after_it = Lease.take(tmp_path, SINK, now_us)
+
+    assert while_it_lives is None
+    assert after_another is not None
+    assert after_it is not None
+    assert after_it.keep(now_us)
+    after_it.release()
+    assert Lease.take(tmp_path, SINK, now_us) is not None
+
+
+def test_without_locks_another_hosts_word_counts_as_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(fcntl, "flock", no_locks())
+
+    elsewhere(tmp_path, NOW_US)
+    assert Lease.take(tmp_path, SINK, NOW_US) is None
+
+    assert Lease.take(tmp_path, SINK, NOW_US + int(LEASE_S * 1e6)) is not None
+
+
+@pytest.mark.parametrize("fails", ["ftruncate", "pread"])
+def test_a_disk_that_became_read_only_or_went_lets_the_run_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+):
+    lease = Lease.take(tmp_path, SINK, NOW_US)
+    assert lease is not None
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as read_only:
+        read_only.setattr(os, fails, refuse)
+        lease.release()
 
     assert Lease.take(tmp_path, SINK, NOW_US) is not None
 

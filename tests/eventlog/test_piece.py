@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from eventlog.piece import (
     claim_primary,
     claim_secondary,
     closed,
+    hold,
     lock_owner_is_gone,
     lock_text,
     primaries,
 )
+from tests.locks import WITHOUT_LOCKS, no_locks
 
 
 def test_processes_that_publish_at_once_agree_on_the_first(tmp_path: Path):
@@ -144,18 +147,35 @@ def test_a_claim_that_fails_leaves_no_directory_and_no_descriptor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     # faults: 63
-    def refuse(fd: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    def refuse(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("eventlog.piece.fcntl.flock", refuse)
+    monkeypatch.setattr(os, "fdatasync", refuse)
     before = os.listdir("/proc/self/fd")
 
     for _ in range(5):
-        with pytest.raises(OSError, match=r"[Ll]ock"):
+        with pytest.raises(OSError, match="Input/output"):
             claim_secondary(tmp_path, "fork")
 
     assert os.listdir(tmp_path) == []
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@pytest.mark.parametrize("says", WITHOUT_LOCKS)
+def test_without_locks_a_piece_is_written_and_nothing_is_certain_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: int
+):
+    with monkeypatch.context() as without:
+        without.setattr(fcntl, "flock", no_locks(says))
+        piece = claim_primary(tmp_path)
+        piece.heartbeat(7)
+        assert not closed(tmp_path, piece.writer)
+        with pytest.raises(OSError, match="no locks"):
+            hold(tmp_path / "seal.lock")
+
+    # On another day they work, and the lock of a writer that lives is free.
+    assert not closed(tmp_path, piece.writer)
+    assert lock_text(piece.dir)["heartbeat"] == 7
 
 
 def test_the_text_of_a_lock_is_on_the_disk_before_it_has_its_name(

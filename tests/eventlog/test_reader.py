@@ -6,6 +6,7 @@ import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -150,6 +151,92 @@ def test_a_deleted_segment_is_reported_once_with_its_range(piece: HandmadePiece)
 
     assert [record.seq for record in chunk.records] == [6, 7]
     assert [(damage.first_seq, damage.last_seq) for damage in chunk.damage] == [(0, 5)]
+
+
+def test_a_reader_that_waits_at_gaps_says_what_is_missing_and_finds_it_when_it_comes(piece: HandmadePiece):
+    first = piece.segment
+    whole = first.read_bytes()
+    piece.new_segment()
+    piece.log(x=6)
+    first.write_bytes(whole[: whole.index(piece.lines[4]) + 3])
+    reader = StreamReader(piece.piece.dir)
+    reader.waits_at_gaps = True
+
+    before, again = reader.read(), reader.read()
+    first.write_bytes(whole)
+    after = reader.read()
+
+    assert [record.seq for record in before.records] == [0, 1, 2, 3]
+    assert before.gap == again.gap == (4, 5, whole.index(piece.lines[4]) + 3)
+    assert "events 4 to 5 of main-0001 are missing" in (before.blocked or "")
+    assert ([record.seq for record in after.records], after.gap, after.damage) == ([4, 5, 6], None, [])
+
+
+def test_a_reader_that_waits_at_gaps_no_more_passes_over_what_is_missing(piece: HandmadePiece):
+    piece.overwrite(piece.offset_of(2) + 20, b"#")
+    reader = StreamReader(piece.piece.dir)
+    reader.waits_at_gaps = True
+    waiting = reader.read()
+
+    reader.waits_at_gaps = False
+    on = reader.read()
+
+    assert [record.seq for record in waiting.records + on.records] == [0, 1, 3, 4, 5]
+    assert (waiting.damage, [(d.first_seq, d.last_seq) for d in on.damage]) == ([], [(2, 2)])
+
+
+_at = st.floats(0, 1)
+_as_it_comes = st.one_of(
+    st.just("whole"),
+    st.just("absent"),
+    st.tuples(st.just("cut"), _at, _at),
+    st.tuples(st.just("hole"), _at, _at),
+)
+
+
+def _come_so_far(whole: bytes, how: str | tuple[str, float, float]) -> bytes | None:
+    if how in ("whole", "absent"):
+        return whole if how == "whole" else None
+    kind, *places = how
+    begin, end = sorted(int(place * len(whole)) for place in places)
+    return whole[:begin] if kind == "cut" else whole[:begin] + bytes(end - begin) + whole[end:]
+
+
+@given(
+    looks=st.lists(
+        st.tuples(st.lists(_as_it_comes, min_size=4, max_size=4), st.booleans(), st.integers(1, 2000)),
+        max_size=8,
+    ),
+    is_new_at_last=st.booleans(),
+)
+def test_however_files_come_while_it_looks_a_reader_that_waits_at_gaps_finds_each_record_once(
+    looks: list[tuple[list[Any], bool, int]], is_new_at_last: bool
+):
+    with tempfile.TemporaryDirectory() as root:
+        piece = handmade_run(Path(root))
+        wholes: dict[Path, bytes] = {}
+        for x in range(1, 17):
+            if x % 4 == 0 and x < 16:
+                piece.new_segment()
+            piece.log(x="long" * 3 * (x % 5))
+            wholes[piece.segment] = piece.segment.read_bytes()
+        reader = StreamReader(piece.piece.dir)
+        seqs, lost = [], 0
+        for hows, is_new, limit_bytes in [*looks, (["whole"] * 4, is_new_at_last, 1)]:
+            for (path, whole), how in zip(wholes.items(), hows, strict=True):
+                data = _come_so_far(whole, how)
+                path.unlink(missing_ok=True) if data is None else path.write_bytes(data)
+            if is_new:
+                reader = StreamReader(piece.piece.dir, seq=reader.next_seq, hint=reader.place)
+            reader.waits_at_gaps = True
+            more = True
+            while more:
+                chunk = reader.read(limit_bytes)
+                seqs += [record.seq for record in chunk.records]
+                lost += sum(damage.lost for damage in chunk.damage)
+                more = chunk.more
+
+        assert (seqs, lost) == (list(range(17)), 0)
 
 
 def test_a_segment_of_an_unknown_format_is_refused_and_the_others_are_read(

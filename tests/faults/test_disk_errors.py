@@ -189,9 +189,7 @@ while ask()["fork"]:
 """
 
 
-@pytest.mark.parametrize(
-    "call", ["?mkdir,?mkdirat", "openat", "fsync", "?rename,?renameat,?renameat2", "flock"]
-)
+@pytest.mark.parametrize("call", ["?mkdir,?mkdirat", "openat", "fsync", "?rename,?renameat,?renameat2"])
 def test_a_forked_child_that_can_claim_no_piece_goes_on_and_logs_when_it_can(tmp_path: Path, call: str):
     # faults: 59, 63
     with trainer(FORKED, tmp_path) as training:

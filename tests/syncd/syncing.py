@@ -26,6 +26,7 @@ def options_of(
         "api": WandbApi(server.base_url, key),
         "until_synced": True,
         "steady_s": 0.0,
+        "standstill_s": 0.0,
         "flush_s": 0.05,
     }
     return {**defaults, **options}

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from syncd.daemon_log import MAX_BYTES
 from syncd.fold import HISTORY
+from tests.locks import NO_LOCKS_AT_ALL
 from tests.logs import HandmadePiece, handmade_run
 from tests.wandb_server import WandbServer
 from tests.wandb_server.server import API_KEY
@@ -101,6 +103,18 @@ def test_start_returns_when_healthy_and_the_run_arrives(
     assert (run["run"], run["records"], run["acked"], run["state"]) == ("demo/run", 3, 3, "synced")
 
 
+def test_the_log_of_a_daemon_in_the_background_is_turned_over(env: dict[str, str], tmp_path: Path):
+    log = Path(env["TIDELOG_STATE_DIR"]) / "syncd.log"
+    log.parent.mkdir()
+    log.write_bytes(b"said for months\n" * (MAX_BYTES // 16))
+
+    assert syncd(env, "start", "--root", str(tmp_path)).returncode == 0
+
+    assert sum(file.stat().st_size for file in log.parent.glob("syncd.log*")) < MAX_BYTES + 1000
+    assert "uploads to" in log.read_text()
+    assert "said for months" not in log.read_text()
+
+
 def test_a_second_daemon_exits_with_3_and_names_the_first(env: dict[str, str], tmp_path: Path):  # faults: 80
     syncd(env, "start", "--root", str(tmp_path))
     pid = status(env, tmp_path)["daemon"]["pid"]
@@ -111,6 +125,28 @@ def test_a_second_daemon_exits_with_3_and_names_the_first(env: dict[str, str], t
     assert (second.returncode, third.returncode) == (3, 3)
     assert str(pid) in second.stderr
     assert str(pid) in third.stderr
+
+
+def test_where_no_lock_can_be_taken_one_daemon_runs_all_the_same_and_brings_what_is_logged_there(
+    server: WandbServer, env: dict[str, str], tmp_path: Path
+):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "sitecustomize.py").write_text(NO_LOCKS_AT_ALL)
+    env["PYTHONPATH"] = f"{tmp_path / 'first'}:{REPOSITORY}"
+    root = tmp_path / "runs"
+    job = f"import eventlog\nwith eventlog.init(project='demo', id='run', root={str(root)!r}) as run: run.log({{'x': 1}})"
+
+    started = syncd(env, "start", "--root", str(root))
+    second = syncd(env, "start", "--foreground", "--root", str(root))
+    logged = subprocess.run([sys.executable, "-c", job], env=env, capture_output=True, text=True, check=False)
+    wait_for(lambda: server.runs() and server.runs()[0].complete, "the upload")
+    stopped = syncd(env, "stop")
+
+    assert (started.returncode, second.returncode) == (0, 3), started.stderr + second.stderr
+    assert logged.returncode == 0, logged.stderr
+    assert "has stopped" in stopped.stdout
+    assert (Path(env["TIDELOG_STATE_DIR"]) / "syncd.log").read_text().count("process id alone") == 1
+    assert status(env, root)["daemon"]["state"] == "stopped"
 
 
 def test_after_a_kill_the_next_daemon_takes_over(env: dict[str, str], tmp_path: Path):  # faults: 80 83
@@ -233,6 +269,34 @@ def test_sync_returns_0_when_all_is_acknowledged(server: WandbServer, env: dict[
     assert done.returncode == 0, done.stderr
     assert "synced" in done.stdout
     assert server.run("ent", "demo", "run").complete
+
+
+def test_sync_of_a_run_that_is_being_written_brings_all_but_its_open_row_and_says_so(
+    server: WandbServer, env: dict[str, str], tmp_path: Path
+):
+    piece = handmade_run(tmp_path / "runs")
+    for x in range(4):
+        piece.log(x=x, step=x)
+
+    done = syncd(env, "sync", str(tmp_path / "runs"))
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "demo/run: it is still being written: its open row follows." in " ".join(done.stdout.split())
+    assert [row["x"] for row in server.run("ent", "demo", "run").history] == [0, 1, 2]
+
+
+def test_sync_of_a_run_that_is_being_written_fails_where_a_closed_row_could_not_be_brought(
+    server: WandbServer, env: dict[str, str], tmp_path: Path
+):
+    piece = handmade_run(tmp_path / "runs")
+    for x in range(4):
+        piece.log(x=x, step=x)
+    server.faults.add("status", kind="file_stream", status=503)
+
+    done = syncd(env, "sync", "--patience", "2", str(tmp_path / "runs"))
+
+    assert done.returncode == 1
+    assert "503" in done.stderr
 
 
 def test_sync_beside_a_running_daemon_waits_for_it(server: WandbServer, env: dict[str, str], tmp_path: Path):
@@ -381,6 +445,7 @@ def test_sync_and_status_say_what_is_not_there_and_why(
     piece.die()
     piece.overwrite(piece.segment.read_bytes().index(damaged) + 40, b"\x00")
     HandmadePiece(piece.identity, piece.piece, "files").log("file", path="gone", sha256="0" * 64, size=1)
+    piece.stand_still()
     server.faults.add("status", kind="file_stream", status=422, containing="poison")
 
     synced = syncd(env, "sync", str(tmp_path))

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from eventlog.seal import seal
 from syncd.cli import SHOWN_MAX, _table
 from syncd.status import Looking, RunStatus, Trend
-from tests.logs import HandmadePiece, handmade_run, resumed
+from tests.logs import TIME_US, HandmadePiece, handmade_run, resumed
 from tests.syncd.syncing import finished_run, sync
 from tests.wandb_server import WandbServer
 
@@ -35,6 +36,17 @@ def test_a_run_that_no_server_has_heard_of_waits_with_all_its_records(tmp_path: 
 
     assert (run.run, run.state, run.records, run.acked, run.url) == ("demo/run", "waiting", 7, 0, None)
     assert run.lacks_something
+
+
+def test_the_lag_of_a_sealed_run_is_that_of_its_first_record_as_before(tmp_path: Path):
+    piece = finished_run(tmp_path)
+    run_dir = piece.piece.dir.parent
+    before = Looking().look([tmp_path], TIME_US + 60_000_000, online=True)
+
+    seal(run_dir)
+
+    assert before == Looking().look([tmp_path], TIME_US + 60_000_000, online=True)
+    assert (before[0].lag_s, before[0].records) == (60.0, 7)
 
 
 def test_a_run_that_is_there_lacks_nothing(server: WandbServer, tmp_path: Path):

@@ -539,9 +539,10 @@ def test_what_is_new_on_a_network_file_system_is_found_by_looking_every_few_seco
 def test_the_table_of_all_watches_is_not_written_to_the_daemons_log(tmp_path: Path) -> None:
     script = """
 import sys
-from syncd.cli import _log_to_stderr
+from pathlib import Path
+from syncd import daemon_log
 from watchdog.observers.inotify_c import InotifyFD
-_log_to_stderr()
+daemon_log.begin(Path(sys.argv[1]))
 ear = InotifyFD()
 for _ in range(2):
     ear.add_callback(sys.argv[1].encode(), 0x2, ear, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import os
 import shutil
@@ -25,7 +26,8 @@ from syncd.sync import Outcome, Watcher, Wishes, _mark, _take_all, plan
 from syncd.wandb_files import STALE_S, WandbFile, Writers, being_written, head
 from syncd.wandb_records import messages
 from syncd.wandb_runs import Taken
-from syncd.wandb_sources import SOURCE_FILE, Source
+from syncd.wandb_sources import SOURCE_FILE, Source, is_being_uploaded
+from tests.locks import no_locks
 from tests.wandb_sync.framing import framed, logged
 
 SINK = Sink("https://api.wandb.ai", None, "p", "r")
@@ -243,6 +245,21 @@ def test_a_log_does_not_become_another_while_somebody_uploads_it(wandb_dir: Path
     held.release()
     assert take(file).is_whole
     assert numbers(run_dir) == list(range(9))
+
+
+def test_without_locks_a_log_is_left_alone_by_the_word_of_who_uploads_it(
+    wandb_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = laid(wandb_dir, logged(5))
+    run_dir = take(file).run_dir
+    assert run_dir is not None
+    monkeypatch.setattr(fcntl, "flock", no_locks())
+
+    held = cursors.Lease.take(run_dir, SINK, time.time_ns() // 1000)
+    assert held is not None
+    assert is_being_uploaded(run_dir)
+    held.release()
+    assert not is_being_uploaded(run_dir)
 
 
 # -- whose piece it is -----------------------------------------------------------------------------------------
