@@ -218,7 +218,7 @@ class RunSync:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something of it goes on between two turns."""
+        """Whether letting it go would cost what goes on between two turns."""
         return self._comparison is not None or (self._uploads is not None and self._uploads.is_under_way)
 
     def note_trouble(self) -> None:

@@ -91,8 +91,8 @@ class RunUploads:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether a step is going on between two turns."""
-        return self._step is not None
+        """Whether something is on its way to the server, or there and not told: begun anew, it would be sent again."""
+        return self._step is not None or self._uploads.done is not None
 
     @property
     def is_telling_all(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import threading
 import time
 from collections import Counter
@@ -16,8 +17,9 @@ import pytest
 from click.testing import CliRunner
 
 from eventlog.cursor import cursors
-from eventlog.piece import RunIdentity
+from eventlog.piece import RunIdentity, claim_secondary
 from syncd import daemon as daemon_module
+from syncd import run_sync as run_sync_module
 from syncd.cli import main
 from syncd.daemon import DOUBT_S, MAX_TURNS, PROBE_FIRST_S, PROBE_S, Daemon, Entry, Gate
 from syncd.fold import HISTORY
@@ -631,3 +633,180 @@ def test_a_disk_that_fails_again_and_again_parks_nothing(
 
     assert next(refusals, None) is None
     assert server.runs()[0].complete
+
+
+# -- one run's trouble is no other's -----------------------------------------------------------------------------
+
+
+def fill_project(root: Path, project: str, count: int) -> None:
+    for number in range(count):
+        piece = handmade_run(root, f"{project}{number}", project)
+        piece.log(x=1, step=1)
+        piece.log("exit", exitcode=0)
+        piece.die()
+
+
+def is_complete(server: WandbServer, run_id: str) -> bool:
+    return any(run.run_id == run_id and run.complete for run in server.runs())
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_project_whose_requests_hang_holds_up_no_other(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):  # faults: 43
+    monkeypatch.setattr(daemon_module, "SCAN_S", 0.1)
+    # Until it is over: more of them than there are turns, by far.
+    server.faults.add("hang", kind="file_stream", project="bad")
+    fill_project(tmp_path, "bad", 3 * MAX_TURNS)
+
+    def play(_: Daemon) -> None:
+        wait_for(lambda: server.faults.happened >= MAX_TURNS, "turns that hang", SOON_S)
+        fill_project(tmp_path, "good", 2)
+        wait_for(lambda: is_complete(server, "good0") and is_complete(server, "good1"), "the others", SOON_S)
+        server.faults.clear()
+
+    sync_while(server, tmp_path, play)
+
+
+def test_runs_that_are_told_to_wait_hold_no_place_in_the_window(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(daemon_module, "WINDOW", 4)
+    server.faults.add("status", kind="file_stream", project="busy", status=429, retry_after="300")
+    fill_project(tmp_path, "busy", 8)
+    fill_project(tmp_path, "other", 1)
+
+    def play(_: Daemon) -> None:
+        wait_for(lambda: is_complete(server, "other0"), "the run of another project", SOON_S)
+
+    sync_while(server, tmp_path, play)
+
+
+def test_a_key_that_one_project_refuses_shuts_the_gate_for_none(server: WandbServer, tmp_path: Path):
+    server.faults.add("status", kind="file_stream", project="bad", status=401)
+    fill_project(tmp_path, "bad", 2)
+    fill_project(tmp_path, "good", 2)
+    states: set[str] = set()
+
+    def note(daemon: Daemon) -> None:
+        states.add("online" if daemon.gate.is_open else "offline")
+
+    def play(daemon: Daemon) -> None:
+        wait_for(lambda: is_complete(server, "good0") and is_complete(server, "good1"), "the others", SOON_S)
+        wait_for(
+            lambda: any("401" in (c.error or "") for c in cursors(tmp_path / "bad" / "bad0")), "its reason"
+        )
+
+    sync_while(server, tmp_path, play, on_change=note)
+
+    assert states == {"online"}
+
+
+def test_syncing_several_projects_brings_those_that_take_the_key(server: WandbServer, tmp_path: Path):
+    server.faults.add("status", kind="file_stream", project="bad", status=401)
+    # Not there yet when the other is refused.
+    server.faults.add("hang", kind="file_stream", project="good", hang_s=1.0, times=1)
+    fill_project(tmp_path, "bad", 1)
+    fill_project(tmp_path, "good", 1)
+
+    said = CliRunner().invoke(
+        main,
+        ["sync", "--patience", "2", str(tmp_path)],
+        env={**server.env(tmp_path), "TIDELOG_STATE_DIR": str(tmp_path / "state")},
+    )
+
+    assert said.exit_code == 1, said.output
+    assert is_complete(server, "good0")
+
+
+# -- which directory is the run ----------------------------------------------------------------------------------
+
+
+def test_of_a_run_and_its_backup_the_one_that_is_written_goes_on(server: WandbServer, tmp_path: Path):
+    piece = live_run(tmp_path)
+    run_dir = piece.piece.dir.parent
+    # Its name comes first.
+    backup = shutil.copytree(run_dir, run_dir.with_name("a-backup"))
+
+    def play(daemon: Daemon) -> None:
+        wait_for(lambda: rows(server) == [0], "the first row")
+        piece.log(x=1, step=1, commit=True)
+        wait_for(lambda: rows(server) == [0, 1], "the row that only the run has", SOON_S)
+        wait_for(lambda: daemon.twins == {backup: run_dir}, "the copy to be left out")
+
+    sync_while(server, tmp_path, play)
+
+    piece.die()
+    assert server.violations == []
+
+
+def test_one_directory_by_two_ways_is_one_run(server: WandbServer, tmp_path: Path):
+    finished_run(tmp_path / "root")
+    (tmp_path / "way").symlink_to("root")
+
+    daemon = sync(server, tmp_path, roots=lambda: [tmp_path / "root", tmp_path / "way"])
+
+    (entry,) = daemon.entries.values()
+    (run,) = server.runs()
+    assert run.complete
+    assert not entry.parked
+    assert all(cursor.error is None for cursor in cursors(tmp_path / "root" / "demo" / "run"))
+
+
+def test_a_run_that_is_deleted_while_it_is_asked_for_is_let_go(server: WandbServer, tmp_path: Path):
+    finished_run(tmp_path)
+    run_dir = tmp_path / "demo" / "run"
+    server.faults.add("status", kind="file_stream", status=503)
+
+    async def deleted_meanwhile() -> Daemon:
+        daemon = Daemon(**options_of(server, tmp_path, roots=list, asked_for=[run_dir]))
+        running = asyncio.ensure_future(daemon.run())
+        await until(lambda: server.faults.happened > 0, "a try")
+        shutil.rmtree(run_dir)
+        await asyncio.wait_for(running, DEADLINE_S)
+        return daemon
+
+    assert asyncio.run(deleted_meanwhile()).entries == {}
+
+
+def test_ranks_of_a_run_that_was_made_anew_are_found(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(daemon_module, "SCAN_S", 0.1)
+    finished_run(tmp_path)
+
+    def play(daemon: Daemon) -> None:
+        wait_for(lambda: is_complete(server, "run"), "the run")
+        shutil.rmtree(tmp_path / "demo" / "run")
+        wait_for(lambda: not daemon.entries, "it to be let go")
+        anew = handmade_run(tmp_path, "run", upload_ranks="all")
+        other = HandmadePiece(anew.identity, claim_secondary(anew.identity.directory(tmp_path), "rank3"))
+        other.log("start", config={})
+        wait_for(lambda: any(rank == 3 for _, rank in list(daemon.entries)), "rank 3", SOON_S)
+        anew.die()
+        other.die()
+
+    sync_while(server, tmp_path, play)
+
+
+# -- what rests ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_which_another_host_says_nothing_any_more_is_let_go_until_it_does(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(run_sync_module, "STALE_S", 0.3)
+    piece = live_run(tmp_path)
+    piece.die()
+    lock = piece.piece.dir / "lock"
+    lock.write_text(json.dumps(json.loads(lock.read_text()) | {"host": "node7", "boot_id": "x"}))
+
+    def play(daemon: Daemon) -> None:
+        wait_for(lambda: rows(server) == [0], "the first row")
+        wait_for(lambda: not any(e.is_open for e in list(daemon.entries.values())), "it to be let go", SOON_S)
+        # It is heard of again.
+        piece.log(x=1, step=1, commit=True)
+        daemon.hint(piece.piece.dir.parent)
+        wait_for(lambda: rows(server) == [0, 1], "the row after the silence", SOON_S)
+
+    sync_while(server, tmp_path, play)
