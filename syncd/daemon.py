@@ -559,8 +559,9 @@ class Daemon:
         assert sync is not None
         self._set_due(entry, self._due_after(entry, sync, task))
         entry.caught_up, entry.parked, entry.error = sync.caught_up, sync.parked, sync.error
-        has_to_wait = entry.due_s > self.clock() + HOLD_S and not sync.is_live and not self._is_lingering
-        if has_to_wait and not sync.is_busy:
+        may_wait = not sync.is_live and not sync.is_busy and not self._is_lingering
+        has_to_wait = may_wait and entry.due_s > self.clock() + HOLD_S
+        if has_to_wait and sync.may_be_closed:
             sync.close()
         if sync.is_open and not sync.is_live and not sync.caught_up and not has_to_wait:
             self._window.add(key)

@@ -218,8 +218,13 @@ class RunSync:
 
     @property
     def is_busy(self) -> bool:
-        """Whether letting it go would cost what goes on between two turns."""
+        """Whether something of it goes on between two turns."""
         return self._comparison is not None or (self._uploads is not None and self._uploads.is_under_way)
+
+    @property
+    def may_be_closed(self) -> bool:
+        """Whether opening it again would repeat nothing."""
+        return not self.is_busy and (self._uploads is None or not self._uploads.has_untold)
 
     def note_trouble(self) -> None:
         """Keep for `status` why the last turn did not get through: it was no trouble of the host's."""

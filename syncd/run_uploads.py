@@ -91,7 +91,12 @@ class RunUploads:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether something is on its way to the server, or there and not told: begun anew, it would be sent again."""
+        """Whether something is on its way to the server."""
+        return self._step is not None and not self._step.done()
+
+    @property
+    def has_untold(self) -> bool:
+        """Whether something is there that the server was not told of: begun anew, it would be sent again."""
         return self._step is not None or self._uploads.done is not None
 
     @property
