@@ -202,6 +202,9 @@ class StreamReader:
                 return chunk
             if self._stops_before(chunk, later[0]):
                 return chunk
+            if self.waits_at_gaps:
+                # Whatever was wrong cost nothing so far; what is wrong next is to be known by its own place.
+                self._suspect = None
             # What is left here without a newline is a torn tail: its writer carried on elsewhere.
             self._enter(later[0])
 
