@@ -28,7 +28,7 @@ from typing import IO
 from eventlog import cursor, on_wandb, roots
 
 _POLL_S = 0.1
-# A daemon that was started for other roots, that hangs or that has no key only looks as if it would take this one.
+# A daemon that hangs, or that has no key, only looks as if it would take this run.
 _DAEMON_S = 10.0
 # While nothing gets on, a child gives up after so long; the next one comes so much later, and later each time.
 _PATIENCE_S = 30.0
@@ -62,7 +62,7 @@ def wait(run_dir: Path, writer: str, timeout_s: float, is_offline: bool) -> str 
             if now_s >= deadline_s:
                 return uploads.reason
             # From the first child on it is the child that holds the run.
-            if is_offline or not roots.daemon_is_watching() or now_s >= trusted_until_s:
+            if is_offline or not roots.daemon_is_watching(run_dir.parent.parent) or now_s >= trusted_until_s:
                 uploads.keep_going(now_s)
             elif cursor.is_held(run_dir, time.time_ns() // 1000):
                 trusted_until_s, uploads.reason = now_s + _DAEMON_S, _HELD
