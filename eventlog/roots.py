@@ -94,7 +94,10 @@ def daemon_is_watching(root: Path | None = None) -> bool:
 
 def is_watched(root: Path, page: Mapping[str, Any]) -> bool:
     """Say whether the daemon that said this of itself looks at `root`: at those it was given, else at all in the list."""
-    return os.path.realpath(root) in map(os.path.realpath, page.get("roots") or registered())
+    if "roots" not in page:
+        # An earlier version of it does not say.
+        return True
+    return os.path.realpath(root) in map(os.path.realpath, page["roots"] or registered())
 
 
 class _Damaged(Exception):

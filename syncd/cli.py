@@ -452,8 +452,19 @@ def logs(lines: int, follow: bool) -> None:
 @main.command()
 @_root_option
 @click.option("--json", "as_json_", is_flag=True, help="For scripts.")
-def doctor(roots: tuple[Path, ...], as_json_: bool) -> None:
+@click.option(
+    "--forget",
+    "forgotten",
+    multiple=True,
+    metavar="ROOT",
+    type=click.Path(path_type=Path),
+    help="Do nothing but take this root, which is gone for good, out of the list of roots. May be given again.",
+)
+def doctor(roots: tuple[Path, ...], as_json_: bool, forgotten: tuple[Path, ...]) -> None:
     """Look for what may keep uploads from happening here, and say how each thing is mended."""
+    if forgotten:
+        _forget(forgotten)
+        return
     from syncd.doctor import BAD, findings
     from syncd.wandb_api import WandbApi
 
@@ -811,6 +822,20 @@ def _clean(
 def _roots(given: Iterable[Path]) -> list[Path]:
     """Return the roots to look at: those that were given, else all that are known; each once, whatever its names."""
     return list(dict.fromkeys(Path(os.path.realpath(root)) for root in given or known_roots.registered()))
+
+
+def _forget(forgotten: Iterable[Path]) -> None:
+    for root in forgotten:
+        try:
+            was_known = known_roots.forget(root)
+        except OSError as error:
+            raise click.ClickException(
+                f"{str(root)!r} stays in the list in {str(known_roots.state_dir())!r}: {error.strerror}."
+            ) from None
+        if not was_known:
+            listed = ", ".join(map(str, known_roots.registered())) or "none"
+            raise click.UsageError(f"{str(root)!r} is not in the list of roots; there are: {listed}.")
+        click.echo(f"{root} is no longer looked at; it is again when a run is logged there.")
 
 
 def _find_run(run: str, roots: tuple[Path, ...]) -> Path:

@@ -140,11 +140,9 @@ class Looking:
             if known and known[0] == times:
                 lines = known[1]
             elif root in unwatched:
-                lines = [
-                    _as_unwatched(line, root, run_dir) for line in _lines_of(run_dir, now_us, online=False)
-                ]
+                lines = [_as_unwatched(line, root, run_dir) for line in lines_of(run_dir, now_us)]
             else:
-                lines = _lines_of(run_dir, now_us, online)
+                lines = lines_of(run_dir, now_us, online)
             found += lines
             if times and lines and all(line.state == "synced" for line in lines):
                 synced[run_dir] = (times, lines)
@@ -175,7 +173,8 @@ def progress(run_dir: Path, names: list[str], cursor: Cursor | None, with_age: b
     return Progress(records, acked, oldest_us)
 
 
-def _lines_of(run_dir: Path, now_us: int, online: bool) -> list[RunStatus]:
+def lines_of(run_dir: Path, now_us: int, online: bool = False) -> list[RunStatus]:
+    """Return a run's way to each of its sinks, or to none; without any if the run is gone."""
     try:
         identity = RunIdentity.load(run_dir)
         known: list[Cursor | None] = [*cursors.cursors(run_dir)]

@@ -57,6 +57,10 @@ def test_a_daemon_looks_at_the_roots_that_it_was_given_or_else_at_those_in_the_l
     assert found == watched
 
 
+def test_of_a_daemon_that_does_not_say_its_roots_nothing_is_said(tmp_path: Path):
+    assert roots.is_watched(tmp_path, {"state": "online"})
+
+
 def test_a_root_by_another_name_is_the_same(tmp_path: Path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
