@@ -8,9 +8,13 @@
 Invariants
 ----------
 * At most `MAX_TURNS` runs have a request in flight.
-* At most `WINDOW` runs that nobody writes any more are open: of many, the first are done before the last are begun.
+* At most `WINDOW` runs that nobody writes any more are open: of many, the first are done before the last are begun. One
+  that has to wait for long is not.
+* Turns that hang, while the host answers others, take no place from those that would not; of one project no more are
+  begun beside them.
 * A run to which nothing came is not opened again; to see that costs a few `stat`.
-* While the gate is shut nothing is sent but a cheap probe now and then; when it opens, every run is due at once.
+* The gate is shut when the host is away or refuses the key, and not for what only some requests meet.
+* While it is shut nothing is sent but a cheap probe now and then; when it opens, every run is due at once.
 * A request that hangs is no reason to wait for it: when the network was away meanwhile, it is made again.
 * A run that fails, whatever the reason, delays only itself.
 * Stopping at any instant, by whatever signal, costs nothing but time. Asked to stop, what was logged until then is
@@ -32,9 +36,10 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 
+from eventlog import cursor as cursors
 from eventlog.cursor import SYNC_DIR, Sink, run_id_there
 from eventlog.errors import NotARun
-from eventlog.piece import RUN_FILE, RunIdentity, primaries
+from eventlog.piece import LOCK_FILE, RUN_FILE, RunIdentity, primaries
 from eventlog.reader import StreamReader, find_runs, pieces_of
 from eventlog.segment import rank_of_writer
 from syncd.attach import STEADY_S
@@ -50,6 +55,10 @@ from syncd.wandb_api import WandbApi
 log = logging.getLogger("syncd")
 
 MAX_TURNS = 8
+# With those that hang. Each holds a connection, and a batch.
+HANGING_MAX = 32
+# So many that hang say that the next of their project will.
+HANGING_OF_PROJECT = 2
 # Each takes a file descriptor and the memory of a fold; for `MAX_TURNS` requests a few would do.
 WINDOW = 64
 SCAN_S = 60.0
@@ -67,6 +76,8 @@ HINT_S = 0.5
 # Hints of all runs are taken together: a writer may give thousands a second.
 HINTS_S = 0.1
 CRASH_BACKOFF_S = 30.0
+# A run that is due later than that gives up its place in the window: to open it again takes some milliseconds.
+HOLD_S = 5.0
 # A turn that raises so often in a row will raise tomorrow, too.
 CRASHES_MAX = 5
 
@@ -102,7 +113,7 @@ class Gate:
     def open(self, now_s: float) -> None:
         if self.reason is not None:
             self.since_s = now_s
-        self.reason = None
+        self.reason, self.needs_a_person = None, False
 
 
 # What changes with whatever happens to a run's log, and to what its destinations have of it.
@@ -198,6 +209,10 @@ class Daemon:
     _hints_at_s: float = float("-inf")
     _wants_ranks: dict[Path, bool] = field(default_factory=dict)
     _asked_for: frozenset[Path] = frozenset()
+    _in_doubt: set[RunKey] = field(default_factory=set)
+    """Runs whose trouble may be the host's: a probe will tell."""
+    _asked_s: float = float("-inf")
+    """When the last probe left."""
     _probes: list[asyncio.Task[None]] = field(default_factory=list)
     """Those that are not answered yet, in the order in which they left."""
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -242,6 +257,7 @@ class Daemon:
                     self._begin_to_linger(now_s)
                 if now_s >= self._next_probe_s():
                     self.gate.asked(now_s, random.random())
+                    self._asked_s = now_s
                     self._probes.append(asyncio.ensure_future(self._probe()))
                     self._probes[-1].add_done_callback(self._probe_ended)
                 # Before the next turns: a run that is done must not be looked at again and again.
@@ -329,7 +345,7 @@ class Daemon:
         """Take up a run that is not known yet, and its ranks if each is to be a run of its own."""
         try:
             self._add_ranks(run_dir)
-        except OSError as error:
+        except (OSError, NotARun) as error:
             # A directory that vanishes, or that we may not look into: the next scan asks again.
             log.warning("%s is left out: %s", run_dir, error)
 
@@ -355,13 +371,14 @@ class Daemon:
             return False
         for key in keys:
             self._let_go(key)
-        self._wants_ranks.pop(run_dir, None)
         return True
 
     def _let_go(self, key: RunKey) -> None:
         self.entries.pop(key).close()
         self._window.discard(key)
         self._undone.discard(key)
+        if key[1] == 0:
+            self._wants_ranks.pop(key[0], None)
 
     def _take_up_anew(self, run_dir: Path) -> None:
         """Another log lies under the path of a run."""
@@ -395,20 +412,33 @@ class Daemon:
             self.project or identity.project,
             f"{run_id}-rank{rank}" if rank else run_id,
         )
-        first = self._logs.setdefault((identity.log_id, sink), run_dir)
-        is_copy = first != run_dir and (first, rank) in self.entries and _exists(first)
-        if not is_copy:
-            self._logs[identity.log_id, sink] = run_dir
         entry = Entry((run_dir, rank), identity.log_id, sink, run_id_there=other_id)
-        if is_copy:
-            # Two directories with one identity would write over each other's lines.
-            self.twins[run_dir] = first
-            log.warning("%s is a copy of %s: only the latter is uploaded", run_dir, first)
-            self._sync_of(entry).park_as_copy_of(first)
-            return
+        first = self._logs.setdefault((identity.log_id, sink), run_dir)
+        if first != run_dir and (first, rank) in self.entries and _exists(first):
+            if _is_same(first, run_dir):
+                # One directory by two ways, as of a bind mount.
+                self.twins[run_dir] = first
+                return
+            if _claim(run_dir, rank, identity, sink) <= _claim(first, rank, identity, sink):
+                self._leave_out(entry, first)
+                return
+            # A backup, say, whose name comes first.
+            copy = self.entries[first, rank]
+            if not self._forget(first):
+                self._hinted.add(run_dir)
+                return
+            self._leave_out(copy, run_dir)
+        self._logs[identity.log_id, sink] = run_dir
         self.entries[run_dir, rank] = entry
         self._undone.add((run_dir, rank))
         self._set_due(entry, self.clock())
+
+    def _leave_out(self, copy: Entry, first: Path) -> None:
+        """Two directories with one identity would write over each other's lines."""
+        run_dir, _ = copy.key
+        self.twins[run_dir] = first
+        log.warning("%s is a copy of %s: only the latter is uploaded", run_dir, first)
+        self._sync_of(copy).park_as_copy_of(first)
 
     def _sync_of(self, entry: Entry) -> RunSync:
         """Return what brings a run there, or raise `NotARun`: it was deleted meanwhile."""
@@ -448,9 +478,12 @@ class Daemon:
 
     def _start_turns(self, now_s: float) -> None:
         for _ in range(AT_ONCE):
-            entry = self._next_entry(now_s) if len(self._running) < self.max_turns else None
+            entry = self._next_entry(now_s) if self._has_place(now_s) else None
             if entry is None:
                 return
+            if self._hangs(entry.sink, now_s):
+                self._set_due(entry, now_s + DOUBT_S)
+                continue
             if self._is_lingering and entry.key not in self._lingering:
                 continue
             if not entry.is_open:
@@ -476,6 +509,19 @@ class Daemon:
                 return None
             if is_due and entry.task is None and self.entries.get(entry.key) is entry:
                 return entry
+
+    def _has_place(self, now_s: float) -> bool:
+        """Whether a turn may be begun; those that hang are not waited for, nor is a probe that does."""
+        if self._in_doubt and self._probes and now_s - self._asked_s < DOUBT_S:
+            return False
+        moving = sum(now_s - entry.last_turn_s < DOUBT_S for entry in self._running.values())
+        return moving < self.max_turns and len(self._running) < HANGING_MAX
+
+    def _hangs(self, sink: Sink, now_s: float) -> bool:
+        """Whether turns of that project hang."""
+        project = sink.entity, sink.project
+        hanging = (e.sink for e in self._running.values() if now_s - e.last_turn_s >= DOUBT_S)
+        return sum((each.entity, each.project) == project for each in hanging) >= HANGING_OF_PROJECT
 
     def _may_open(self, entry: Entry) -> bool:
         """Whether a run may be begun: it is being written, or there is a place in the window."""
@@ -513,6 +559,9 @@ class Daemon:
         assert sync is not None
         self._set_due(entry, self._due_after(entry, sync, task))
         entry.caught_up, entry.parked, entry.error = sync.caught_up, sync.parked, sync.error
+        may_wait = not sync.is_live and not sync.is_busy and not self._is_lingering
+        if sync.is_open and may_wait and entry.due_s > self.clock() + HOLD_S:
+            sync.close()
         if sync.is_open and not sync.is_live and not sync.caught_up:
             self._window.add(key)
         else:
@@ -527,7 +576,10 @@ class Daemon:
             del self._lingering[key]
         if entry.rests_at is not None and sync.run_dir not in self._asked_for:
             entry.sync, entry.got_to = None, ()
-        if sync.is_replaced:
+        if self.until_synced and sync.trouble is not None and not _exists(sync.run_dir):
+            # It was asked for by its path: there is nowhere else to look.
+            self._let_go(key)
+        elif sync.is_replaced:
             self._take_up_anew(sync.run_dir)
         elif sync.rank == 0 and sync.run_dir not in self._wants_ranks:
             self._add(sync.run_dir)
@@ -550,13 +602,13 @@ class Daemon:
         entry.got_to = sync.got_to
         if sync.is_idle:
             # Nothing is expected from it: let its lock and its memory go until something comes.
-            is_ours = sync.is_open
+            is_ours, is_over = sync.is_open, sync.is_over
             sync.close()
             looks, before = _look_of(*entry.key), entry.looked_at
             # What was logged during the turn may not have been read by it; what another process has may become ours.
             is_as_before = looks is not None and before is not None and looks[0] == before[0]
             entry.rests_at = looks if is_ours and is_as_before else None
-            if is_ours and sync.caught_up:
+            if is_ours and is_over:
                 self.on_over(sync.run_dir)
         if sync.trouble is None:
             entry.said = ""
@@ -579,8 +631,12 @@ class Daemon:
         return now_s + min(CRASH_BACKOFF_S * max(entry.failures, 1), 600.0)
 
     def _note_trouble(self, entry: Entry, sync: RunSync, trouble: Outcome) -> None:
-        if trouble.verdict in (Verdict.UNREACHABLE, Verdict.UNAUTHORISED):
+        if trouble.is_of_the_host:
             self._shut(trouble.reason, trouble.verdict)
+            return
+        if trouble.verdict in (Verdict.UNREACHABLE, Verdict.UNAUTHORISED):
+            # Of one run's or one project's requests, or of all: the probe finds out.
+            self._in_doubt.add(entry.key)
             return
         if trouble.reason != entry.said:
             log.info("%s: %s", sync.run_dir, trouble.reason)
@@ -629,9 +685,11 @@ class Daemon:
         self._say_change()
 
     def _next_probe_s(self) -> float:
-        """Return when to ask whether the host is there: while the gate is shut, and while a turn hangs."""
+        """Return when to ask whether the host is there: while the gate is shut, a turn hangs, or trouble may be its own."""
         hang_s = [entry.last_turn_s + DOUBT_S for entry in self._running.values()]
-        doubt_s = min(hang_s, default=float("inf")) if self.gate.is_open else float("-inf")
+        doubt_s = min(hang_s, default=float("inf"))
+        if self._in_doubt or not self.gate.is_open:
+            doubt_s = float("-inf")
         return max(doubt_s, self.gate.next_try_s)
 
     def _probe_ended(self, task: asyncio.Task[None]) -> None:
@@ -650,9 +708,12 @@ class Daemon:
     async def _probe(self) -> None:
         answer = await self.api.probe()
         outcome = outcome_of_answer(answer)
+        in_doubt, self._in_doubt = self._in_doubt, set()
         if outcome.verdict in (Verdict.UNREACHABLE, Verdict.UNAUTHORISED):
             self._shut(outcome.reason, outcome.verdict)
             return
+        for entry in [self.entries[key] for key in in_doubt if key in self.entries]:
+            self._note_its_own(entry)
         now_s = self.clock()
         # One that left before and has no answer: the network swallowed it, and was away in between.
         before = self._probes[: self._probes.index(asyncio.current_task())]  # type: ignore[arg-type]
@@ -667,6 +728,19 @@ class Daemon:
         # After a hiccup each run keeps its own patience: it may have been one run that caused it.
         if away_s >= PROBE_S or before:
             await self._hurry(now_s)
+
+    def _note_its_own(self, entry: Entry) -> None:
+        """The host is there: what a run met is a matter of its own requests."""
+        if entry.sync is None or entry.sync.trouble is None:
+            return
+        reason = entry.sync.trouble.reason
+        if reason != entry.said:
+            log.info("%s: %s", entry.key[0], reason)
+            entry.said = reason
+        try:
+            entry.sync.note_trouble()
+        except OSError as error:
+            log.warning("%s: the cursor was not written: %s", entry.key[0], error)
 
     async def _hurry(self, now_s: float) -> None:
         """The network was away and is back: nothing that was begun before is worth waiting for."""
@@ -687,8 +761,7 @@ class Daemon:
         if not self.gate.is_open:
             return self._next_probe_s()
         # The end of a turn wakes the loop; until then there may be no place for another.
-        has_place = len(self._running) < self.max_turns
-        due_s = self._due[0][0] if self._due and has_place else float("inf")
+        due_s = self._due[0][0] if self._due and self._has_place(self.clock()) else float("inf")
         return min(due_s, self._next_probe_s())
 
     async def _wait(self, until_s: float) -> None:
@@ -721,6 +794,32 @@ def _exists(path: Path) -> bool:
         return True
 
 
+def _is_same(one: Path, other: Path) -> bool:
+    with suppress(OSError):
+        return os.path.samefile(one, other)
+    return False
+
+
+def _claim(run_dir: Path, rank: int, identity: RunIdentity, sink: Sink) -> tuple[bool, bool, int]:
+    """Return what speaks for this directory, of several with one log, being the run.
+
+    It is written; it has the name that its run was begun under; it was uploaded the farthest.
+    """
+    try:
+        cursor = cursors.load(run_dir, sink)
+        generation = cursor.generation if cursor is not None else 0
+        is_at_home = run_dir == identity.directory(run_dir.parent.parent)
+        return is_written(run_dir, pieces_of(run_dir, rank)), is_at_home, generation
+    except OSError:
+        return False, False, -1
+
+
+def _size_and_time(file: os.DirEntry[str]) -> tuple[int, int]:
+    """Return how large a file is and, of a lock, when its writer last said that it lives."""
+    facts = file.stat(follow_symlinks=False)
+    return facts.st_size, facts.st_mtime_ns if file.name == LOCK_FILE else 0
+
+
 def _look_of(run_dir: Path, rank: int) -> Look | None:
     """Return what a run is like, but for its earlier pieces; None if it cannot be told."""
     try:
@@ -728,7 +827,7 @@ def _look_of(run_dir: Path, rank: int) -> Look | None:
         look: list[object] = [*names, os.stat(run_dir / RUN_FILE).st_mtime_ns]
         if names:
             with os.scandir(run_dir / names[-1]) as files:
-                look += sorted((file.name, file.stat(follow_symlinks=False).st_size) for file in files)
+                look += sorted((file.name, *_size_and_time(file)) for file in files)
         synced_ns = 0
         with suppress(FileNotFoundError):
             synced_ns = os.stat(run_dir / SYNC_DIR).st_mtime_ns

@@ -206,9 +206,25 @@ class RunSync:
         return now.attach, compared, *sent
 
     @property
+    def is_over(self) -> bool:
+        """All that there is and will be is acknowledged, unless the run is resumed."""
+        return self.caught_up and (self._events.ended or not self._events.writer)
+
+    @property
     def is_idle(self) -> bool:
-        """Nothing is left to do until the run is resumed, or a person does something."""
-        return (self.caught_up and (self._events.ended or not self._events.writer)) or self.parked
+        """Nothing is left to do until something is logged, or a person does something."""
+        # Of a writer of which nothing is heard any more, only what it writes is news.
+        return (self.caught_up and not self._live) or self.parked
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something of it goes on between two turns."""
+        return self._comparison is not None or (self._uploads is not None and self._uploads.is_under_way)
+
+    def note_trouble(self) -> None:
+        """Keep for `status` why the last turn did not get through: it was no trouble of the host's."""
+        if self._lease is not None and self.trouble is not None:
+            self._note(self.trouble.reason)
 
     def progress(self) -> Progress:
         """Return how far this run is, but for the age of what waits."""

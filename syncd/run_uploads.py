@@ -90,6 +90,11 @@ class RunUploads:
         return self._uploads.has_work or self._uploads.done is not None or self._track.more
 
     @property
+    def is_under_way(self) -> bool:
+        """Whether a step is going on between two turns."""
+        return self._step is not None
+
+    @property
     def is_telling_all(self) -> bool:
         """Whether all that was logged so far is stored or given up, and told with what `to_tell` returned."""
         return not self._uploads.has_work and not self._track.more and self._telling == self._uploads.done

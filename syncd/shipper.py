@@ -74,6 +74,8 @@ class Outcome:
     reason: str = ""
     retry_after_s: float | None = None
     allowance: Allowance | None = None
+    is_of_the_host: bool = False
+    """There was no connection: whoever asks for anything there hears the same."""
 
 
 def outcome_of(

@@ -160,9 +160,22 @@ def plan(paths: Iterable[str], roots: Iterable[Path], wishes: Wishes) -> Plan:
             raise NothingThere(f"nothing matches {given!r}.")
         for path in meant:
             _add(found, Path(os.path.realpath(path)), wishes)
-    found.run_dirs = sorted(set(found.run_dirs))
+    found.run_dirs = _without_second_ways(sorted(set(found.run_dirs)))
     found.files = sorted(set(found.files), key=lambda file: str(file.path))
     return found
+
+
+def _without_second_ways(run_dirs: list[Path]) -> list[Path]:
+    """Return each directory once, also where two ways lead to it, as of a bind mount."""
+    found: dict[object, Path] = {}
+    for run_dir in run_dirs:
+        try:
+            facts = os.stat(run_dir)
+            found.setdefault((facts.st_dev, facts.st_ino), run_dir)
+        except OSError:
+            # What is wrong with it is found out when it is its turn.
+            found.setdefault(run_dir, run_dir)
+    return list(found.values())
 
 
 def _is_synced(run_dir: Path) -> bool:
@@ -294,9 +307,9 @@ def sync(planned: Plan, wishes: Wishes, watcher: Watcher) -> Outcome:
                 upload_as_new(run_dir)
             error, others, said = _uploaded(parked, wishes, watcher)
             sinks, statuses = sinks | others, statuses | said
-    left_out = [str(run_dir) for run_dir in run_dirs if (run_dir, 0) not in sinks]
+    left_out = [run_dir for run_dir in run_dirs if (run_dir, 0) not in statuses]
     if left_out and error is None:
-        error = f"{', '.join(left_out)}: a copy of another run's directory, or not readable."
+        error = " ".join(f"{run_dir}: {_why_left_out(run_dir)}" for run_dir in left_out)
     outcome.runs = list(statuses.values())
     # What came since the last look is no reason to complain, nor is the row that a later call may still add to.
     outcome.open = [
@@ -322,8 +335,22 @@ def _uploaded(
     """Upload the runs; return why not everything got there (or None), where each went, and how far it is."""
     error, sinks = asyncio.run(_upload(run_dirs, credentials.base_url(), wishes, watcher))
     now_us = time.time_ns() // 1000
-    statuses = {key: run_status(key[0], sink, now_us, error is None) for key, sink in sinks.items()}
+    statuses = {}
+    for key, sink in sinks.items():
+        # One that was deleted at the last moment is named as any other that is gone.
+        with suppress(NotARun):
+            statuses[key] = run_status(key[0], sink, now_us, error is None)
     return error, sinks, statuses
+
+
+def _why_left_out(run_dir: Path) -> str:
+    if not os.path.exists(run_dir):
+        return "it is gone: it was deleted or moved meanwhile."
+    try:
+        RunIdentity.load(run_dir)
+    except NotARun as error:
+        return str(error)
+    return "it is a copy of another run's directory that is uploaded, or cannot be read."
 
 
 def upload_as_new(run_dir: Path) -> str:

@@ -27,7 +27,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -227,7 +227,8 @@ def is_trouble(outcome: Outcome) -> bool:
 
 def outcome_of_answer(answer: Answer) -> Outcome:
     """Say what an answer of W&B's API means."""
-    return outcome_of(answer.status, answer.headers, answer.content is not None, time.time(), answer.error)
+    outcome = outcome_of(answer.status, answer.headers, answer.content is not None, time.time(), answer.error)
+    return replace(outcome, is_of_the_host=True) if answer.never_left else outcome
 
 
 def _put_outcome(answer: Answer) -> Outcome:
