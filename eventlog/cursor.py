@@ -204,6 +204,27 @@ def is_leased(fd: int, is_locked: bool | None, now_us: int) -> bool:
     return not (is_locked and ran_here(text)) and may_live(text)
 
 
+def is_held(run_dir: Path, now_us: int) -> bool:
+    """Say whether an uploader, on whatever host, holds the run for any of its destinations."""
+    try:
+        names = os.listdir(run_dir / SYNC_DIR)
+    except OSError:
+        return False
+    for name in names:
+        if name.endswith(".lock"):
+            # One that went meanwhile, or may not be opened, says nothing.
+            with suppress(OSError):
+                fd = os.open(
+                    run_dir / SYNC_DIR / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+                )
+                try:
+                    if is_leased(fd, try_lock(fd, shared=True), now_us):
+                        return True
+                finally:
+                    os.close(fd)
+    return False
+
+
 def run_id_there(run_dir: Path) -> str | None:
     """Return the run id under which a person wants the run uploaded, if it is not its own."""
     return _text_of(run_dir / SYNC_DIR / _RUN_ID_FILE)

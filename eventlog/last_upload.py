@@ -1,11 +1,12 @@
 """Waits until W&B has a finished run, and uploads it where nobody else does.
 
     cursors ◀── whoever uploads it, on whatever host
-       └─ complete? ── no, and no daemon here ──▶ child: `syncd sync RUN`, and again, until the time is over
+       └─ complete? ── no, and no daemon here takes it ──▶ child: `syncd sync RUN`, and again, until the time is over
 
 Invariants
 ----------
 * What counts is what the cursors say, whoever wrote them.
+* A daemon here takes the run if it holds it: that one runs, and that it once had an earlier piece, says nothing.
 * The child is gone when `wait` returns. If this process is killed, it goes on without it to its own end.
 * Between two children the run is nobody's: a syncd on another host that reaches the server can take it.
 * Nothing that the child does raises or prints; the last line of one that gave up is returned as the reason.
@@ -24,10 +25,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
-from eventlog import on_wandb, roots
+from eventlog import cursor, on_wandb, roots
 
 _POLL_S = 0.1
-# A daemon that was started for other roots only looks as if it would take this one.
+# A daemon that hangs, or that has no key, only looks as if it would take this run.
 _DAEMON_S = 10.0
 # While nothing gets on, a child gives up after so long; the next one comes so much later, and later each time.
 _PATIENCE_S = 30.0
@@ -35,6 +36,7 @@ _AGAIN_FIRST_S, _AGAIN_S = 5.0, 60.0
 # What is in flight may land; what does not is sent again later, to the same place.
 _END_S = 2.0
 _WRONG_USAGE = 2
+_HELD = "syncd has taken it up; `syncd status` says what it waits for"
 _NOT_INSTALLED = "syncd's packages are not installed here: pip install 'tidelog[sync]'"
 
 
@@ -52,16 +54,18 @@ def wait(run_dir: Path, writer: str, timeout_s: float, is_offline: bool) -> str 
     With `is_offline`, no daemon takes the run: W&B's mode "offline".
     """
     deadline_s = time.monotonic() + timeout_s
-    daemon_until_s = time.monotonic() + _DAEMON_S
+    trusted_until_s = time.monotonic() + _DAEMON_S
     uploads = _Uploads(run_dir, deadline_s)
     try:
         while not _is(lambda: on_wandb.is_complete(run_dir, writer)):
             now_s = time.monotonic()
             if now_s >= deadline_s:
                 return uploads.reason
-            is_taken = roots.daemon_is_watching() and not is_offline
-            if not is_taken or (now_s >= daemon_until_s and not _is(lambda: on_wandb.is_known(run_dir))):
+            # From the first child on it is the child that holds the run.
+            if is_offline or not roots.daemon_is_watching(run_dir.parent.parent) or now_s >= trusted_until_s:
                 uploads.keep_going(now_s)
+            elif cursor.is_held(run_dir, time.time_ns() // 1000):
+                trusted_until_s, uploads.reason = now_s + _DAEMON_S, _HELD
             time.sleep(min(_POLL_S, deadline_s - now_s))
         return None
     finally:
@@ -80,7 +84,7 @@ class _Uploads:
 
     def __init__(self, run_dir: Path, deadline_s: float) -> None:
         self.reason = ""
-        """What the last child that gave up said."""
+        """What the last child that gave up said, or what is known without one."""
         self._run_dir = os.path.abspath(run_dir)
         self._deadline_s = deadline_s
         self._child: subprocess.Popen[bytes] | None = None

@@ -61,11 +61,6 @@ def is_complete(run_dir: Path, writer: str) -> bool:
     )
 
 
-def is_known(run_dir: Path) -> bool:
-    """Whether a `syncd` has taken the run up, and got through to a server."""
-    return any(True for _ in _attached(run_dir))
-
-
 def status(run_dir: Path, writer: str, events: int) -> RunStatus:
     """Return how many of a writer's `events` are on their way; with several servers, to the slowest."""
     found = _attached(run_dir)

@@ -14,6 +14,7 @@ What is asked for is decided in `wishes`, which run it is in `entry`, and of wha
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,10 @@ def _announce(run: Run, root: Path) -> None:
             f"the root cannot be entered in {str(roots.state_dir())!r} ({error.strerror}): start the daemon with "
             f"`syncd start --root {root}`."
         )
-    daemon = (
-        "syncd uploads it" if roots.daemon_is_watching() else "no syncd is running: `syncd start` uploads it"
-    )
+    if roots.daemon_is_watching(root):
+        daemon = "syncd uploads it"
+    elif roots.daemon_is_watching():
+        daemon = f"the syncd that runs here was started for other roots: `syncd sync {shlex.quote(str(run.dir))}` uploads it"
+    else:
+        daemon = "no syncd is running: `syncd start` uploads it"
     run._say(f"{run.path} is logged in {run.dir} ({daemon}).")

@@ -1027,7 +1027,7 @@ class Run:
     def _wait_for_acks(self, timeout_s: float, piece: Piece, events: StreamWriter) -> None:
         from eventlog import last_upload
 
-        if self.offline or not roots.daemon_is_watching():
+        if self.offline or not roots.daemon_is_watching(self.dir.parent.parent):
             obstacle = last_upload.obstacle()
             if obstacle is None:
                 self._say(f"{self.path} is uploaded from here, for {timeout_s:g} s at most.")

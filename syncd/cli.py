@@ -16,8 +16,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,30 +167,36 @@ def stop() -> None:
 @main.command()
 @_root_option
 @click.option("--json", "as_json_", is_flag=True, help="For scripts.")
-@click.option("--watch", is_flag=True, help="Show it again every second, with rates, until Ctrl-C.")
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Show it again every second, with rates, until Ctrl-C; with --json, a line each.",
+)
 @click.option("--all", "shows_all", is_flag=True, help="Of many runs, show also those that are synced.")
 def status(roots: tuple[Path, ...], as_json_: bool, watch: bool, shows_all: bool) -> None:
-    """Show what is uploaded, what is not, and why."""
+    """Show what is uploaded, what is not, and why.
+
+    With --watch, what is no terminal gets the table, or a line of JSON, again and again. Exit code 1: which roots there
+    are cannot be read.
+    """
     look = _looker(Instance(known_roots.state_dir()), roots)
+    error = None if roots else known_roots.unreadable()
     with counting("looking at", "runs") as progress:
         daemon, runs = look(progress)
-    if as_json_:
-        click.echo(orjson.dumps(as_json(daemon, runs), option=orjson.OPT_INDENT_2))
-        return
-    from rich.console import Console
-    from rich.live import Live
+    if watch:
+        with suppress(KeyboardInterrupt), _shower(as_json_, shows_all) as show:
+            while True:
+                show(daemon, runs, error)
+                time.sleep(1.0)
+                daemon, runs = look()
+                error = None if roots else known_roots.unreadable()
+    elif as_json_:
+        click.echo(orjson.dumps(as_json(daemon, runs, error), option=orjson.OPT_INDENT_2))
+    else:
+        from rich.console import Console
 
-    console = Console()
-    if not watch:
-        console.print(_table(daemon, runs, shows_all=shows_all))
-        return
-    trend = Trend()
-    with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
-        while True:
-            trend.note(time.monotonic(), runs)
-            live.update(_table(daemon, runs, trend, shows_all), refresh=True)
-            time.sleep(1.0)
-            daemon, runs = look()
+        Console().print(_table(daemon, runs, error=error, shows_all=shows_all))
+    sys.exit(0 if error is None else 1)
 
 
 @main.command()
@@ -446,8 +452,19 @@ def logs(lines: int, follow: bool) -> None:
 @main.command()
 @_root_option
 @click.option("--json", "as_json_", is_flag=True, help="For scripts.")
-def doctor(roots: tuple[Path, ...], as_json_: bool) -> None:
+@click.option(
+    "--forget",
+    "forgotten",
+    multiple=True,
+    metavar="ROOT",
+    type=click.Path(path_type=Path),
+    help="Do nothing but take this root, which is gone for good, out of the list of roots. May be given again.",
+)
+def doctor(roots: tuple[Path, ...], as_json_: bool, forgotten: tuple[Path, ...]) -> None:
     """Look for what may keep uploads from happening here, and say how each thing is mended."""
+    if forgotten:
+        _forget(forgotten)
+        return
     from syncd.doctor import BAD, findings
     from syncd.wandb_api import WandbApi
 
@@ -807,6 +824,20 @@ def _roots(given: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(Path(os.path.realpath(root)) for root in given or known_roots.registered()))
 
 
+def _forget(forgotten: Iterable[Path]) -> None:
+    for root in forgotten:
+        try:
+            was_known = known_roots.forget(root)
+        except OSError as error:
+            raise click.ClickException(
+                f"{str(root)!r} stays in the list in {str(known_roots.state_dir())!r}: {error.strerror}."
+            ) from None
+        if not was_known:
+            listed = ", ".join(map(str, known_roots.registered())) or "none"
+            raise click.UsageError(f"{str(root)!r} is not in the list of roots; there are: {listed}.")
+        click.echo(f"{root} is no longer looked at; it is again when a run is logged there.")
+
+
 def _find_run(run: str, roots: tuple[Path, ...]) -> Path:
     """Return the directory of the run that a person named."""
     if (Path(run) / RUN_FILE).is_file():
@@ -843,13 +874,41 @@ def _looker(
     ) -> tuple[dict[str, Any], list[RunStatus]]:
         daemon = instance.page()
         online = daemon.get("state") == "online"
-        return daemon, looking.look(_roots(roots), time.time_ns() // 1000, online, progress)
+        there = _roots(roots)
+        unwatched = {root for root in there if daemon and not known_roots.is_watched(root, daemon)}
+        return daemon, looking.look(there, time.time_ns() // 1000, online, progress, unwatched)
 
     return look
 
 
+@contextmanager
+def _shower(as_json_: bool, shows_all: bool) -> Iterator[Callable[..., None]]:
+    """Give what shows one look after the other: in place on a terminal, else each below the one before."""
+    from rich.console import Console
+    from rich.live import Live
+
+    trend = Trend()
+    console = Console()
+
+    def table(daemon: dict[str, Any], runs: list[RunStatus], error: str | None) -> Any:
+        trend.note(time.monotonic(), runs)
+        return _table(daemon, runs, trend, shows_all, error)
+
+    if as_json_:
+        yield lambda daemon, runs, error: click.echo(orjson.dumps(as_json(daemon, runs, error)))
+    elif console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            yield lambda *seen: live.update(table(*seen), refresh=True)
+    else:
+        yield lambda *seen: console.print(table(*seen), "")
+
+
 def _table(
-    daemon: dict[str, Any], runs: list[RunStatus], trend: Trend | None = None, shows_all: bool = False
+    daemon: dict[str, Any],
+    runs: list[RunStatus],
+    trend: Trend | None = None,
+    shows_all: bool = False,
+    error: str | None = None,
 ) -> Any:
     from rich.console import Group
     from rich.text import Text
@@ -864,6 +923,8 @@ def _table(
         line += f"\n{daemon['error']}"
         if daemon.get("next_try_s") is not None:
             line += f" (asked again in {_duration(daemon['next_try_s'])})"
+    if error is not None:
+        line += f"\n{error}"
     if daemon.get("degraded"):
         line += f"\ndegraded, some seconds slower: {daemon['degraded']}"
     shown = runs

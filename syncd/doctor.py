@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eventlog import roots as known_roots
+from eventlog.reader import find_runs
 from syncd import credentials, mounts
 from syncd.instance import Instance
+from syncd.status import lines_of, obstacle
 
 if TYPE_CHECKING:
     from syncd.http import Answer
@@ -40,6 +43,9 @@ _INODES_ODD = 10_000
 _WATCHES_PART = 0.5
 _INOTIFY = Path("/proc/sys/fs/inotify")
 _OLDEST_SDK = (0, 20)
+# Of ten thousand runs nearly all were uploaded long ago; `status` lists every one that cannot be.
+_LATEST_RUNS = 200
+_NAMED_RUNS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +70,20 @@ def findings(
     if answer.status is not None and has_key:
         yield clock(answer.headers.get("date"), time.time())
     yield _state_dir(instance.directory)
+    damaged = known_roots.unreadable()
+    if damaged is not None:
+        what, _, mend = damaged.partition(". ")
+        yield Finding("roots", BAD, what, mend)
     registered = set(known_roots.registered())
+    page = instance.page()
     for root in roots:
         yield from _root(root, root in registered)
+        if page and not known_roots.is_watched(root, page):
+            yield Finding(
+                f"daemon on {root}", BAD, "the syncd that runs was started for other roots",
+                "syncd stop, then syncd start without --root: it looks at every root that a run was logged to",
+            )  # fmt: skip
+        yield from runs(root)
     yield from watches([root for root in roots if _is_watched(root)], _INOTIFY)
     yield _versions()
 
@@ -166,13 +183,9 @@ def _state_dir(directory: Path) -> Finding:
 def _root(root: Path, is_registered: bool) -> Iterator[Finding]:
     name = f"root {root}"
     if not os.path.isdir(root):
-        gone = (
-            f"take its line out of {known_roots.state_dir() / known_roots.ROOTS_FILE}"
-            if is_registered
-            else "give another --root"
-        )
+        gone = f"syncd doctor --forget {shlex.quote(str(root))}" if is_registered else "give another --root"
         yield Finding(
-            name, ODD, "is not there, or not to be seen by this user", f"if it is gone for good, {gone}; else mount it",
+            name, ODD, "is not there, or not to be seen by this user", f"if it is gone for good: {gone}; else mount it",
         )  # fmt: skip
         return
     if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
@@ -208,6 +221,44 @@ def space(name: str, free_bytes: int, free_inodes: int | None) -> Finding:
     if free_bytes < _DISK_ODD_BYTES:
         return Finding(what, BAD if free_bytes < _DISK_BAD_BYTES else ODD, said, mend)
     return Finding(what, WELL, said)
+
+
+def runs(root: Path) -> Iterator[Finding]:
+    """Say whether this user may read and write the runs of a root to which something came last."""
+    found = sorted(((_changed_ns(run_dir), run_dir) for run_dir in find_runs(root)), reverse=True)
+    latest = [run_dir for _, run_dir in found[:_LATEST_RUNS]]
+    name = f"runs of {root}"
+    # One that somebody else uploads, or has uploaded, has no error.
+    obstacles = [
+        (run_dir, said)
+        for run_dir in latest
+        if (said := obstacle(run_dir))
+        and any(line.error for line in lines_of(run_dir, time.time_ns() // 1000))
+    ]
+    if not obstacles:
+        if latest:
+            of = (
+                f"the latest {len(latest):,} of {len(found):,}"
+                if len(found) > len(latest)
+                else f"all {len(latest):,}"
+            )
+            yield Finding(name, WELL, f"{of} can be read and written")
+        return
+    named = "; ".join(
+        f"{run_dir.parent.name}/{run_dir.name}: {said}" for run_dir, said in obstacles[:_NAMED_RUNS]
+    )
+    more = f"; and {len(obstacles) - _NAMED_RUNS:,} more" if len(obstacles) > _NAMED_RUNS else ""
+    yield Finding(
+        name, BAD, f"{len(obstacles):,} cannot be uploaded by this user: {named}{more}",
+        "each is mended as it says, or uploaded by a syncd of who trains; syncd status lists all of them",
+    )  # fmt: skip
+
+
+def _changed_ns(run_dir: Path) -> int:
+    try:
+        return os.stat(run_dir).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _is_watched(root: Path) -> bool:

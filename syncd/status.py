@@ -1,14 +1,19 @@
 """What is uploaded and what is not, read from the logs and the cursors alone: it works without a daemon.
 
-Nothing is changed here, and no server is asked.
+Invariants
+----------
+* Every run that is there has a line: one that this user cannot read or write has the reason, and the way out.
+* `syncing` and `live` are said only where a daemon is at it: it is online, and looks at that root.
+* Nothing is changed here, and no server is asked.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +21,7 @@ from eventlog import cursor as cursors
 from eventlog import piece as pieces
 from eventlog.cursor import Cursor, Sink
 from eventlog.errors import NotARun
-from eventlog.piece import RunIdentity
+from eventlog.piece import RUN_FILE, RunIdentity
 from eventlog.reader import StreamReader, end_of, find_runs, pieces_of, span_of
 from syncd.fold import LINE_TOO_LONG, REPEATED_STEP
 
@@ -30,6 +35,8 @@ TAKEN_FOR_THERE = "taken for one of the rows that are there, by `--force continu
 # Nothing failed: W&B's own client shows no such row either, nobody wants yesterday's alert, or one twice, and a person
 # has chosen.
 _ON_PURPOSE = frozenset((REPEATED_STEP, LINE_TOO_LONG, ALERT_TOO_OLD, ALERT_UNCERTAIN, TAKEN_FOR_THERE))
+# States in which there is nothing to be done for a run, or nothing but by a person.
+_AT_REST = ("synced", "crashed", "parked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,18 +122,27 @@ class Looking:
         now_us: int,
         online: bool,
         progress: Callable[[int, int], object] = lambda done, of: None,
+        unwatched: Container[Path] = (),
     ) -> list[RunStatus]:
-        """Return one line per run and sink, or one for a run that no sink has heard of."""
-        run_dirs = [run_dir for root in roots for run_dir in find_runs(root)]
+        """Return one line per run and sink, or one for a run that no sink has heard of.
+
+        The daemon that runs does not look at roots that are `unwatched`.
+        """
+        run_dirs = [(root, run_dir) for root in roots for run_dir in find_runs(root)]
         found: list[RunStatus] = []
         synced = {}
-        for done, run_dir in enumerate(run_dirs):
+        for done, (root, run_dir) in enumerate(run_dirs):
             if done % _PROGRESS_RUNS == 0:
                 progress(done, len(run_dirs))
             # Before it is read: what changes meanwhile is read again.
             times = _times_of(run_dir)
             known = self._synced.get(run_dir)
-            lines = known[1] if known and known[0] == times else _lines_of(run_dir, now_us, online)
+            if known and known[0] == times:
+                lines = known[1]
+            elif root in unwatched:
+                lines = [_as_unwatched(line, root, run_dir) for line in lines_of(run_dir, now_us)]
+            else:
+                lines = lines_of(run_dir, now_us, online)
             found += lines
             if times and lines and all(line.state == "synced" for line in lines):
                 synced[run_dir] = (times, lines)
@@ -157,14 +173,67 @@ def progress(run_dir: Path, names: list[str], cursor: Cursor | None, with_age: b
     return Progress(records, acked, oldest_us)
 
 
-def _lines_of(run_dir: Path, now_us: int, online: bool) -> list[RunStatus]:
+def lines_of(run_dir: Path, now_us: int, online: bool = False) -> list[RunStatus]:
+    """Return a run's way to each of its sinks, or to none; without any if the run is gone."""
     try:
         identity = RunIdentity.load(run_dir)
         known: list[Cursor | None] = [*cursors.cursors(run_dir)]
         return [_status(run_dir, identity, cursor, now_us, online) for cursor in known or [None]]
-    except (NotARun, OSError):
-        # Being born, or not ours to look into: the others have a status all the same.
-        return []
+    except (NotARun, OSError) as error:
+        if not os.path.isfile(run_dir / RUN_FILE):
+            # It was deleted, or moved, while we looked.
+            return []
+        name = f"{run_dir.parent.name}/{run_dir.name}"
+        reason = obstacle(run_dir) or f"it cannot be read: {error}"
+        return [RunStatus(name, 0, 0, 0, 0.0, "waiting", reason, None, {}, 0)]
+
+
+def _as_unwatched(line: RunStatus, root: Path, run_dir: Path) -> RunStatus:
+    if line.error is not None or line.state != "waiting":
+        return line
+    return replace(
+        line,
+        error=f"the syncd that runs was started for other roots than {str(root)!r}. `syncd sync {shlex.quote(str(run_dir))}` "
+        "uploads it now; `syncd stop`, then `syncd start` without --root, looks at every root that a run was logged to.",
+    )
+
+
+def obstacle(run_dir: Path) -> str | None:
+    """Say what of a run's files keeps this user from uploading it, and the way out; None if nothing does."""
+    try:
+        for path in _to_be_read(run_dir):
+            is_open = os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0))
+            # A segment may have been sealed meanwhile.
+            if not is_open and os.path.lexists(path):
+                return _closed(path, "read")
+        RunIdentity.load(run_dir)
+    except (NotARun, OSError) as error:
+        return str(error)
+    return _not_writable(run_dir)
+
+
+def _to_be_read(run_dir: Path) -> Iterator[Path]:
+    yield run_dir
+    yield run_dir / RUN_FILE
+    for name in pieces.primaries(run_dir):
+        yield run_dir / name
+        for file in os.listdir(run_dir / name):
+            yield run_dir / name / file
+
+
+def _not_writable(run_dir: Path) -> str | None:
+    sync_dir = run_dir / cursors.SYNC_DIR
+    for path in (sync_dir, run_dir):
+        if os.access(path, os.F_OK):
+            return None if os.access(path, os.R_OK | os.W_OK | os.X_OK) else _closed(path, "written")
+    return None
+
+
+def _closed(path: Path, what: str) -> str:
+    return (
+        f"{str(path)!r} may not be {what} by this user. Let the one who trains upload it, or open it: "
+        f"`chmod u+rwX {shlex.quote(str(path))}`, or chown."
+    )
 
 
 def _times_of(run_dir: Path) -> tuple[int, ...]:
@@ -182,8 +251,11 @@ def run_status(run_dir: Path, sink: Sink, now_us: int, online: bool) -> RunStatu
     return _status(run_dir, RunIdentity.load(run_dir), cursors.load(run_dir, sink), now_us, online)
 
 
-def as_json(daemon: dict[str, Any], runs: list[RunStatus]) -> dict[str, Any]:
-    """Return what `syncd status --json` prints: stable, scripts rely on it."""
+def as_json(daemon: dict[str, Any], runs: list[RunStatus], error: str | None = None) -> dict[str, Any]:
+    """Return what `syncd status --json` prints: stable, scripts rely on it.
+
+    `error` is why these may not be all the runs.
+    """
     return {
         "daemon": {
             "state": daemon.get("state", "stopped"),
@@ -194,6 +266,7 @@ def as_json(daemon: dict[str, Any], runs: list[RunStatus]) -> dict[str, Any]:
             "degraded": daemon.get("degraded"),
         },
         "runs": [asdict(run) for run in runs],
+        "error": error,
     }
 
 
@@ -204,6 +277,12 @@ def _status(
     so_far = progress(run_dir, names, cursor)
     backlog = so_far.records - so_far.acked
     age_us = now_us - so_far.oldest_us if so_far.oldest_us is not None and backlog else 0
+    state = _state(run_dir, names, cursor, backlog, online)
+    error = cursor.error if cursor is not None else None
+    if error is None and state not in _AT_REST and not cursors.is_held(run_dir, now_us):
+        # Where nothing was found, it may be that nothing could be read.
+        error = _not_writable(run_dir) if so_far.records else obstacle(run_dir)
+        state = state if error is None else "waiting"
     return RunStatus(
         # As it is there: two destinations of one run are two names, unless only the host differs.
         run=f"{cursor.sink.project}/{cursor.sink.run_id}"
@@ -213,8 +292,8 @@ def _status(
         acked=so_far.acked,
         backlog=backlog,
         lag_s=max(0.0, round(age_us / 1e6, 1)),
-        state=_state(run_dir, names, cursor, backlog, online),
-        error=cursor.error if cursor is not None else None,
+        state=state,
+        error=error,
         url=cursor.attach["url"] if cursor is not None and cursor.attach else None,
         not_shown=cursor.not_shown if cursor is not None else {},
         files_left=files_left(run_dir, names, cursor),
@@ -241,8 +320,10 @@ def _state(run_dir: Path, names: list[str], cursor: Cursor | None, backlog: int,
         return "live" if online else "waiting"
     if cursor.finished:
         return "synced"
+    if cursor.state != "synced":
+        return "crashed"
     # Its rows are there; `complete` waits for its files.
-    return "syncing" if cursor.state == "synced" else "crashed"
+    return "syncing" if online else "waiting"
 
 
 def is_written(run_dir: Path, names: list[str]) -> bool:

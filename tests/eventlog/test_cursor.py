@@ -21,6 +21,7 @@ from eventlog.cursor import (
     Lease,
     Sink,
     cursors,
+    is_held,
     load,
     save,
     unreadable,
@@ -94,6 +95,16 @@ def test_who_holds_a_run_says_so_and_sees_when_another_host_has_taken_it(tmp_pat
     assert not lease.keep(NOW_US + int(200e6))
     lease.release()
     assert json.loads(lock.read_bytes())["host"] == "another"
+
+
+def test_a_run_is_held_as_long_as_somebody_has_any_of_its_leases(tmp_path: Path):
+    before = is_held(tmp_path, NOW_US)
+    lease = Lease.take(tmp_path, SINK, NOW_US)
+    assert lease is not None
+    meanwhile = is_held(tmp_path, NOW_US)
+    lease.release()
+
+    assert (before, meanwhile, is_held(tmp_path, NOW_US)) == (False, True, False)
 
 
 def test_what_is_released_is_free_at_once_on_any_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

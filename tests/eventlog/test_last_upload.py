@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from eventlog import last_upload
+from eventlog.cursor import Lease, Sink
+from syncd.instance import Instance
 from tests.exactly_once.test_exactly_once import folded, process
+from tests.syncd.syncing import finished_run
 from tests.wandb_server import WandbServer, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
@@ -138,6 +142,41 @@ def test_a_daemon_that_watches_other_roots_is_not_waited_for_in_vain(
         trained(env, tmp_path / "runs", 60, sooner)
 
     assert_there(server, tmp_path / "runs", ROWS)
+
+
+def test_a_daemon_that_watches_other_roots_is_not_waited_for_though_another_had_an_earlier_piece(
+    server: WandbServer, env: dict[str, str], tmp_path: Path
+):
+    sooner = "import eventlog.last_upload as upload; upload._DAEMON_S = 0.5"
+    trained(env, tmp_path / "runs", 60)
+
+    with process("-m", "syncd", "start", "--foreground", f"--root={tmp_path / 'other'}", env=env):
+        wait_for((Path(env["TIDELOG_STATE_DIR"]) / "syncd.json").exists, "the daemon")
+        _, said = trained(env, tmp_path / "runs", 20, sooner)
+
+    assert "is not uploaded" not in said
+    assert_there(server, tmp_path / "runs", 2 * ROWS)
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_a_daemon_is_trusted_as_long_as_somebody_holds_the_run(
+    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_held: bool
+):
+    monkeypatch.setenv("TIDELOG_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("WANDB_BASE_URL", env["WANDB_BASE_URL"])
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(last_upload, "_DAEMON_S", 0.3)
+    Instance(tmp_path / "state").acquire()
+    run_dir = finished_run(tmp_path / "runs").piece.dir.parent
+    lease = Lease.take(run_dir, Sink("http://w", None, "demo", "run"), time.time_ns() // 1000)
+    assert lease is not None
+    if not is_held:
+        lease.release()
+
+    reason = last_upload.wait(run_dir, "main-0001", 5, is_offline=False)
+
+    assert ("syncd has taken it up" if is_held else "there is no API key for") in (reason or "")
 
 
 def test_with_the_server_away_it_ends_with_its_time_says_what_is_left_and_a_later_sync_completes_it(

@@ -31,6 +31,7 @@ from eventlog.piece import HEARTBEAT_S, LOCK_FILE, RunIdentity, lock_owner_is_go
 from eventlog.reader import find_runs, read, writers
 from eventlog.record import Record
 from eventlog.run import step_rule
+from syncd.instance import Instance
 from tests.bytecodes import Interrupted, at_bytecode_of, at_every_bytecode
 from tests.logs import handmade_run, resumed
 
@@ -723,6 +724,27 @@ def test_a_list_of_roots_that_is_a_symlink_is_refused(tmp_path: Path):
     (roots.state_dir() / roots.ROOTS_FILE).symlink_to(tmp_path / "elsewhere")
 
     assert roots.registered() == []
+
+
+@pytest.mark.parametrize(
+    ("watched", "said"),
+    [
+        (None, "no syncd is running"),
+        ("other", "was started for other roots: `syncd sync "),
+        ("root", "syncd uploads it"),
+    ],
+)
+def test_init_says_whether_a_daemon_looks_at_its_root(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], watched: str | None, said: str
+):
+    if watched is not None:
+        daemon = Instance(roots.state_dir())
+        daemon.acquire()
+        daemon.write_page({"roots": [str(tmp_path / watched)]})
+
+    begin(tmp_path / "root", quiet=None)
+
+    assert said in capsys.readouterr().err
 
 
 def test_two_processes_that_start_at_once_are_both_in_the_list(tmp_path: Path):

@@ -478,3 +478,61 @@ def test_verify_says_whether_all_is_there(server: WandbServer, env: dict[str, st
     assert (good.returncode, bad.returncode) == (0, 1)
     assert json.loads(good.stdout)[0]["is_good"] is True
     assert json.loads(bad.stdout)[0]["counts"] == {"different": 1}
+
+
+@pytest.mark.parametrize("arguments", [["--watch"], ["--watch", "--json"]])
+def test_status_that_watches_writes_again_and_again_to_what_is_no_terminal(
+    env: dict[str, str], tmp_path: Path, arguments: list[str]
+):
+    finished_run(tmp_path / "runs")
+    command = [sys.executable, "-m", "syncd", "status", *arguments, "--root", str(tmp_path / "runs")]
+
+    with subprocess.Popen(command, env=env, cwd=env["HOME"], stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        seen: list[str] = []
+        while len(seen) < 2:
+            line = watching.stdout.readline()
+            assert line
+            seen += [line] if "demo/run" in line and "waiting" in line else []
+        watching.send_signal(signal.SIGINT)
+        code = watching.wait(timeout=20)
+
+    assert code == 0
+    if "--json" in arguments:
+        assert [json.loads(line)["runs"][0]["run"] for line in seen] == ["demo/run"] * 2
+
+
+def test_a_list_of_roots_that_cannot_be_read_is_said_and_makes_status_end_with_1(
+    env: dict[str, str], tmp_path: Path
+):
+    finished_run(tmp_path / "runs")
+    roots_file = Path(env["TIDELOG_STATE_DIR"]) / "roots.json"
+    roots_file.parent.mkdir(parents=True)
+    roots_file.write_text("")
+
+    shown, as_json = syncd(env, "status"), syncd(env, "status", "--json")
+    with_a_root = syncd(env, "status", "--root", str(tmp_path / "runs"))
+
+    assert (shown.returncode, as_json.returncode, with_a_root.returncode) == (1, 1, 0)
+    assert str(roots_file) in json.loads(as_json.stdout)["error"]
+    assert "cannot be read" in shown.stdout
+    assert "cannot be read" not in with_a_root.stdout
+
+
+def test_a_run_below_another_root_than_the_daemons_waits_in_status(env: dict[str, str], tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    finished_run(tmp_path / "runs")
+    page = Path(env["TIDELOG_STATE_DIR"]) / "syncd.json"
+    with foreground(env, tmp_path / "other") as daemon:
+        wait_for(page.exists, "the daemon")
+        told = json.loads(page.read_bytes())
+        page.write_bytes(json.dumps({**told, "roots": [str(tmp_path / "other")]}).encode())
+
+        (run,) = status(env, tmp_path / "runs")["runs"]
+        page.write_bytes(json.dumps({**told, "roots": [str(tmp_path / "runs")]}).encode())
+        (watched,) = status(env, tmp_path / "runs")["runs"]
+        daemon.terminate()
+
+    assert run["state"] == "waiting"
+    assert "was started for other roots" in run["error"]
+    assert watched["error"] is None

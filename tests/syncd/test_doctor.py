@@ -6,19 +6,25 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eventlog import roots as known_roots
+from syncd import doctor as looked_at
 from syncd.doctor import Finding, clock, watches
-from tests.syncd.test_cli import env, finished_run, server, syncd
+from tests.syncd.syncing import finished_run as handmade_finished_run
+from tests.syncd.syncing import sync
+from tests.syncd.test_cli import env, finished_run, foreground, server, syncd
+from tests.syncd.test_status import AS_ORDINARY
 from tests.wandb_server import WandbServer
 from tests.wandb_server.waiting import wait_for
 
@@ -26,9 +32,9 @@ REPOSITORY = Path(__file__).parents[2]
 Env = dict[str, str]
 
 
-def doctor(env: Env, *arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
+def doctor(env: Env, *arguments: str, before: Sequence[str] = ()) -> tuple[int, dict[str, dict[str, Any]]]:
     done = subprocess.run(
-        [sys.executable, "-m", "syncd", "doctor", "--json", *arguments],
+        [*before, sys.executable, "-m", "syncd", "doctor", "--json", *arguments],
         env=env,
         cwd=env["HOME"],
         capture_output=True,
@@ -92,17 +98,88 @@ def test_on_a_terminal_a_mend_is_below_what_it_mends(env: Env, tmp_path: Path) -
     assert "→ syncd start" in lines[at + 1]
 
 
-def test_a_registered_root_that_is_gone_says_where_it_is_registered(
-    env: Env,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_registered_root_that_is_gone_is_forgotten_as_it_is_said(
+    env: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TIDELOG_STATE_DIR", env["TIDELOG_STATE_DIR"])
-    known_roots.register(tmp_path / "gone")
+    gone = tmp_path / "no longer"
+    known_roots.register(tmp_path / "runs")
+    known_roots.register(gone)
 
     _, found = doctor(env)
+    (mend,) = re.findall(r"syncd (doctor --forget '.*')", found[f"root {gone}"]["mend"])
+    done = syncd(env, *shlex.split(mend))
+    again = syncd(env, *shlex.split(mend))
 
-    assert str(Path(env["TIDELOG_STATE_DIR"]) / "roots.json") in found[f"root {tmp_path / 'gone'}"]["mend"]
+    assert done.returncode == 0, done.stderr
+    assert known_roots.registered() == [tmp_path / "runs"]
+    assert (again.returncode, f"there are: {tmp_path / 'runs'}" in again.stderr) == (2, True)
+
+
+def test_a_list_of_roots_that_cannot_be_read_is_bad(env: Env) -> None:
+    roots_file = Path(env["TIDELOG_STATE_DIR"]) / "roots.json"
+    roots_file.parent.mkdir(parents=True)
+    roots_file.write_text("{")
+
+    code, found = doctor(env)
+
+    assert (code, found["roots"]["state"]) == (1, "bad")
+    assert str(roots_file) in found["roots"]["said"]
+    assert "--root" in found["roots"]["mend"]
+
+
+@pytest.mark.skipif(AS_ORDINARY and not shutil.which("setpriv"), reason="nothing is forbidden to root")
+def test_runs_that_this_user_may_not_write_are_named_with_the_mend(
+    server: WandbServer, env: Env, tmp_path: Path
+) -> None:
+    for name in ("mine", "theirs", "theirs-and-there", "damaged"):
+        handmade_finished_run(tmp_path / "runs", name)
+    there = tmp_path / "runs" / "demo" / "theirs-and-there"
+    sync(server, tmp_path / "runs", asked_for=[there], roots=list)
+    closed = tmp_path / "runs" / "demo" / "theirs"
+    (tmp_path / "runs" / "demo" / "damaged" / "run.json").write_text("{}")
+    for run_dir in (closed, there / "sync"):
+        run_dir.chmod(0o500)
+
+    code, found = doctor(env, "--root", str(tmp_path / "runs"), before=AS_ORDINARY)
+
+    for run_dir in (closed, there / "sync"):
+        run_dir.chmod(0o700)
+    runs = found[f"runs of {tmp_path / 'runs'}"]
+    assert (code, runs["state"]) == (1, "bad")
+    assert runs["said"].startswith("2 cannot be uploaded by this user")
+    assert f"demo/theirs: {str(closed)!r} may not be written by this user" in runs["said"]
+    assert "restore the file from a copy" in runs["said"]
+    assert doctor(env, "--root", str(tmp_path / "other"))[0] == 0
+
+
+def test_of_very_many_runs_the_latest_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looked_at, "_LATEST_RUNS", 2)
+    for number in range(3):
+        piece = handmade_finished_run(tmp_path, f"run-{number}")
+        os.utime(piece.piece.dir.parent, (number, number))
+    (tmp_path / "demo" / "run-0" / "run.json").write_text("{}")
+    os.utime(tmp_path / "demo" / "run-0", (0, 0))
+
+    (finding,) = looked_at.runs(tmp_path)
+
+    assert (finding.state, finding.said) == ("well", "the latest 2 of 3 can be read and written")
+
+
+def test_a_daemon_that_was_started_for_other_roots_is_bad_for_this_one(env: Env, tmp_path: Path) -> None:
+    here, other = tmp_path / "runs", tmp_path / "other"
+    other.mkdir()
+    page = Path(env["TIDELOG_STATE_DIR"]) / "syncd.json"
+    with foreground(env, other) as daemon:
+        wait_for(page.exists, "the daemon")
+        page.write_text(json.dumps({**json.loads(page.read_text()), "roots": [str(other)]}))
+
+        code, found = doctor(env, f"--root={here}", f"--root={other}")
+        daemon.terminate()
+
+    assert code == 1
+    assert "syncd stop, then syncd start" in found[f"daemon on {here}"]["mend"]
+    assert f"daemon on {other}" not in found
 
 
 def test_too_few_watches_are_said_with_a_number_that_is_enough(tmp_path: Path) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +17,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from eventlog.cursor import Lease, Sink
 from eventlog.seal import seal
 from syncd.cli import SHOWN_MAX, _table
 from syncd.status import Looking, RunStatus, Trend
 from tests.logs import TIME_US, HandmadePiece, handmade_run, resumed
-from tests.syncd.syncing import finished_run, sync
-from tests.wandb_server import WandbServer
+from tests.syncd.syncing import finished_run, sync, sync_while
+from tests.wandb_server import WandbServer, wait_for
 
 
-def statuses(root: Path, looking: Looking | None = None) -> list[RunStatus]:
-    return (looking or Looking()).look([root], time.time_ns() // 1000, online=True)
+def statuses(root: Path, looking: Looking | None = None, online: bool = True) -> list[RunStatus]:
+    return (looking or Looking()).look([root], time.time_ns() // 1000, online)
 
 
 def ended(piece: HandmadePiece) -> None:
@@ -139,6 +145,117 @@ def test_a_run_that_was_deleted_here_has_no_status(server: WandbServer, tmp_path
     shutil.rmtree(tmp_path / "demo" / "run")
 
     assert statuses(tmp_path) == []
+
+
+# Root without what lets it pass over all modes; anybody else is refused as is.
+AS_ORDINARY = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
+LOOK = """
+import json, sys, time
+from pathlib import Path
+from syncd.status import Looking
+looked = Looking().look([Path(sys.argv[1])], time.time_ns() // 1000, online=True)
+print(json.dumps([[run.run, run.state, run.error] for run in looked]))
+"""
+
+
+def as_ordinary(root: Path) -> list[list[Any]]:
+    """Look as somebody to whom modes apply."""
+    command = [*AS_ORDINARY, sys.executable, "-c", LOOK, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    found: list[list[Any]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.skipif(AS_ORDINARY and not shutil.which("setpriv"), reason="nothing is forbidden to root")
+@pytest.mark.parametrize(
+    ("closed", "mode", "what"),
+    [
+        ("", 0o500, "written"),
+        ("sync", 0o500, "written"),
+        ("main-0001", 0o000, "read"),
+        ("main-0001/events-000000000000.jsonl", 0o000, "read"),
+        ("run.json", 0o000, "read"),
+    ],
+)
+def test_a_run_that_this_user_may_not_read_or_write_waits_and_says_for_what(
+    tmp_path: Path, closed: str, mode: int, what: str
+):
+    finished_run(tmp_path / "runs")
+    run_dir = tmp_path / "runs" / "demo" / "run"
+    (run_dir / "sync").mkdir() if closed == "sync" else None
+    (run_dir / closed).chmod(mode)
+
+    ((run, state, error),) = as_ordinary(tmp_path / "runs")
+
+    (run_dir / closed).chmod(0o700)
+    assert (run, state) == ("demo/run", "waiting")
+    assert f"{str(run_dir / closed)!r} may not be {what} by this user" in error
+    assert f"chmod u+rwX {run_dir / closed}" in error
+
+
+def test_a_run_that_somebody_else_is_uploading_is_not_said_to_be_closed(tmp_path: Path):
+    finished_run(tmp_path / "runs")
+    run_dir = tmp_path / "runs" / "demo" / "run"
+    lease = Lease.take(run_dir, Sink("http://w", None, "demo", "run"), time.time_ns() // 1000)
+    assert lease is not None
+    run_dir.joinpath("sync").chmod(0o500)
+
+    found = as_ordinary(tmp_path / "runs")
+
+    run_dir.joinpath("sync").chmod(0o700)
+    lease.release()
+    assert found == [["demo/run", "waiting", None]]
+
+
+def test_a_run_whose_identity_is_damaged_is_listed_with_the_way_out(tmp_path: Path):
+    finished_run(tmp_path)
+    (tmp_path / "demo" / "run" / "run.json").write_text("{}")
+
+    (run,) = statuses(tmp_path)
+
+    assert (run.run, run.state, run.lacks_something) == ("demo/run", "waiting", True)
+    assert "Its segments are intact; restore the file from a copy." in (run.error or "")
+
+
+@pytest.mark.parametrize(("online", "state"), [(True, "syncing"), (False, "waiting")])
+def test_a_run_whose_files_are_left_waits_where_nobody_is_at_it(
+    server: WandbServer, tmp_path: Path, online: bool, state: str
+):
+    piece = handmade_run(tmp_path)
+    files = HandmadePiece(piece.identity, piece.piece, "files")
+    content = tmp_path / "demo" / "run" / "files" / "a.txt"
+    content.parent.mkdir()
+    content.write_bytes(b"a")
+    files.log("file", path="a.txt", stored="a.txt", sha256=hashlib.sha256(b"a").hexdigest(), size=1)
+    ended(piece)
+    server.faults.add("status", kind="files", status=503)
+    sync_while(
+        server,
+        tmp_path,
+        lambda daemon: wait_for(
+            lambda: statuses(tmp_path)[0].acked == 2 and statuses(tmp_path)[0].error, "the rows"
+        ),
+    )
+
+    (run,) = statuses(tmp_path, online=online)
+
+    assert (run.backlog, run.files_left, run.state) == (0, 1, state)
+
+
+def test_a_run_below_a_root_that_the_daemon_does_not_look_at_waits_and_says_so(tmp_path: Path):
+    finished_run(tmp_path / "here")
+    finished_run(tmp_path / "there")
+
+    here, there = Looking().look(
+        [tmp_path / "here", tmp_path / "there"],
+        time.time_ns() // 1000,
+        online=True,
+        unwatched={tmp_path / "there"},
+    )
+
+    assert here.error is None
+    assert there.state == "waiting"
+    assert f"`syncd sync {tmp_path / 'there' / 'demo' / 'run'}` uploads it now" in (there.error or "")
 
 
 def test_a_run_that_was_synced_is_not_read_again_until_something_changes(server: WandbServer, tmp_path: Path):
