@@ -306,6 +306,8 @@ def sync(
         planned = plan(paths, _roots(roots), wishes)
     except NothingThere as error:
         raise click.UsageError(str(error)) from None
+    if not paths and not roots and (damaged := known_roots.unreadable()) is not None:
+        planned.errors.append(damaged)
     if not includes_offline:
         planned.files = [file for file in planned.files if not file.is_offline]
     if wishes.run_id is not None and planned.run_dirs:

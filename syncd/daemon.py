@@ -561,7 +561,7 @@ class Daemon:
         entry.caught_up, entry.parked, entry.error = sync.caught_up, sync.parked, sync.error
         may_wait = not sync.is_live and not sync.is_busy and not self._is_lingering
         has_to_wait = may_wait and entry.due_s > self.clock() + HOLD_S
-        if has_to_wait and sync.may_be_closed:
+        if (has_to_wait and sync.may_be_closed) or self.gate.needs_a_person:
             sync.close()
         if sync.is_open and not sync.is_live and not sync.caught_up and not has_to_wait:
             self._window.add(key)
@@ -683,6 +683,11 @@ class Daemon:
         if self.gate.is_open:
             log.warning("offline: %s", reason)
         self.gate.shut(reason, self.clock(), random.random(), verdict is Verdict.UNAUTHORISED)
+        if self.gate.needs_a_person:
+            # Another process may have a key that is taken, such as the training itself at its end.
+            for entry in self.entries.values():
+                if entry.task is None:
+                    entry.close(durable=False)
         self._say_change()
 
     def _next_probe_s(self) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from eventlog.cursor import cursors
+from eventlog.cursor import cursors, is_held
 from eventlog.piece import RunIdentity, claim_secondary
 from syncd import daemon as daemon_module
 from syncd import run_sync as run_sync_module
@@ -810,3 +810,25 @@ def test_a_run_of_which_another_host_says_nothing_any_more_is_let_go_until_it_do
         wait_for(lambda: rows(server) == [0, 1], "the row after the silence", SOON_S)
 
     sync_while(server, tmp_path, play)
+
+
+def test_while_the_key_is_refused_no_run_is_held(server: WandbServer, tmp_path: Path):
+    piece = live_run(tmp_path)
+
+    def play(daemon: Daemon) -> None:
+        wait_for(lambda: rows(server) == [0], "the first row")
+        server.faults.add("status", status=401)
+        piece.log(x=1, step=1, commit=True)
+        wait_for(lambda: daemon.gate.needs_a_person, "the refusal", SOON_S)
+        wait_for(
+            lambda: not is_held(tmp_path / "demo" / "run", time.time_ns() // 1000),
+            "the run to be free",
+            SOON_S,
+        )
+        server.faults.clear()
+        wait_for(lambda: rows(server) == [0, 1], "the row after a login", SOON_S)
+
+    sync_while(server, tmp_path, play)
+
+    piece.die()
+    assert server.violations == []
