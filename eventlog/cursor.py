@@ -169,8 +169,10 @@ class Lease:
         return cls(fd, now_us, is_locked is True)
 
     def keep(self, now_us: int) -> bool:
-        """Say now and then that the run is held; return False if another host has taken it since."""
-        if os.pread(self._fd, _LEASE_MAX_BYTES, 0) != self._said:
+        """Say now and then that the run is held; return False if another process may have taken it since."""
+        # What was removed holds nobody off who makes it anew.
+        is_there = os.fstat(self._fd).st_nlink > 0
+        if not is_there or os.pread(self._fd, _LEASE_MAX_BYTES, 0) != self._said:
             return False
         if abs(now_us - self._said_us) > RENEW_S * 1e6:
             self._say(now_us)

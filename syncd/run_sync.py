@@ -258,7 +258,7 @@ class RunSync:
         if self._lease is None and not self.run_dir.exists():
             return self._is_gone(now_s)
         if self._lease is not None and not self._lease.keep(_now_us()):
-            log.info("%s: a syncd on another host has taken it over", self.run_dir)
+            log.info("%s: another syncd has taken it over, or its lock was removed", self.run_dir)
             self._let_go()
         if self._lease is None and not self._open():
             # Whoever holds it does the work; here it is enough to see it done.

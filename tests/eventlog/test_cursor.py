@@ -97,6 +97,20 @@ def test_who_holds_a_run_says_so_and_sees_when_another_host_has_taken_it(tmp_pat
     assert json.loads(lock.read_bytes())["host"] == "another"
 
 
+def test_a_lease_whose_file_was_removed_is_none(tmp_path: Path):
+    lease = Lease.take(tmp_path, SINK, NOW_US)
+    assert lease is not None
+    assert lease.keep(NOW_US)
+    (tmp_path / "sync" / f"{SINK.name}.lock").unlink()
+
+    another = Lease.take(tmp_path, SINK, NOW_US)
+
+    assert another is not None
+    assert not lease.keep(NOW_US)
+    assert another.keep(NOW_US)
+
+
+
 def test_a_run_is_held_as_long_as_somebody_has_any_of_its_leases(tmp_path: Path):
     before = is_held(tmp_path, NOW_US)
     lease = Lease.take(tmp_path, SINK, NOW_US)
