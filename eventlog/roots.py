@@ -47,7 +47,13 @@ def registered() -> list[Path]:
             content = orjson.loads(file.read())
         except ValueError:
             return []
-    return [Path(root) for root in content if isinstance(root, str)] if isinstance(content, list) else []
+    # No path has a NUL in it; whoever used one would fail over it.
+    usable = (
+        [root for root in content if isinstance(root, str) and "\0" not in root]
+        if isinstance(content, list)
+        else []
+    )
+    return [Path(root) for root in usable]
 
 
 def register(root: Path) -> None:

@@ -4,6 +4,9 @@ Invariants
 ----------
 * The lock (`flock`) decides whether a daemon runs; the page only informs, and is believed while the lock is held.
 * The lock file is never unlinked by us: a second holder could slip in. Where somebody else did it, `lost` says so.
+* A process id is one of this process's world only if the lock's text says so: a home, and with it the lock, may be
+  shared by containers and by hosts.
+* A disk that is full costs the lock's text and the page, and no daemon its place.
 """
 
 from __future__ import annotations
@@ -11,24 +14,89 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from eventlog.piece import text_of, this_boot_id, this_host
+
 ASKING_S = 0.1
 # What was logged before a stop is sent within this: far less than who asked for it, systemd say, waits.
 LINGER_S = 5.0
+_TEXT_MAX_BYTES = 4096
+UNKNOWN = "unknown"
+"""What the page says of a daemon that runs and has not said how it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The process that holds the lock, as the lock's text says it."""
+
+    pid: int = 0
+    """0: it could not write it."""
+    host: str = ""
+    boot_id: str = ""
+    pid_namespace: int | None = None
+
+    @classmethod
+    def this_process(cls) -> Holder:
+        return cls(os.getpid(), this_host(), this_boot_id(), _pid_namespace())
+
+    @classmethod
+    def of(cls, text: bytes) -> Holder:
+        """
+        >>> Holder.of(b'{"pid": 7, "host": "node1", "boot_id": "b", "pid_namespace": 1}').pid, Holder.of(b"7").pid
+        (7, 0)
+        """
+        said = text_of(text)
+        pid, namespace = said.get("pid"), said.get("pid_namespace")
+        return cls(
+            pid if type(pid) is int else 0,
+            str(said.get("host", "")),
+            str(said.get("boot_id", "")),
+            namespace if type(namespace) is int else None,
+        )
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its process id means that process here as well, and no stranger."""
+        here = (this_boot_id(), _pid_namespace())
+        return self.pid > 0 and (self.boot_id, self.pid_namespace) == here
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return "process unknown"
+        if self.is_here:
+            return f"process {self.pid}"
+        if self.boot_id == this_boot_id():
+            return f"process {self.pid} of another container on this machine, {self.host!r}"
+        return f"process {self.pid} on {self.host!r}"
+
+
+class NotToBeSeen(Exception):
+    """Whether a daemon runs cannot be told: this user may not look."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(
+            f"whether a syncd runs cannot be told: {str(path)!r} may not be looked at ({error.strerror}). It belongs to "
+            "another user, who may have a syncd running (after a `sudo syncd start`, say, root): ask as that user, or set "
+            "TIDELOG_STATE_DIR to a directory of your own."
+        )
 
 
 class AlreadyRunning(Exception):
     """Another daemon holds the lock."""
 
-    def __init__(self, pid: int | None) -> None:
-        self.pid = pid
+    def __init__(self, holder: Holder, only: Sequence[str] | None = None) -> None:
+        watched = "every root that a run was logged to"
+        if only is not None:
+            watched = f"{' and '.join(map(repr, only)) or 'no root'}, and no other root"
         super().__init__(
-            f"another syncd is already running on this machine (process {pid or 'unknown'}). "
-            "It watches every root that a run was logged to; `syncd status` shows what it does, `syncd stop` ends it."
+            f"another syncd is already running ({holder}). It watches {watched}; `syncd status` shows what it does, "
+            "`syncd stop` ends it."
         )
 
 
@@ -54,43 +122,62 @@ class Instance:
                 break
             except OSError:
                 if time.monotonic() > deadline_s:
+                    holder = Holder.of(os.pread(fd, _TEXT_MAX_BYTES, 0))
                     os.close(fd)
-                    raise AlreadyRunning(self.running_pid()) from None
+                    raise AlreadyRunning(holder, self.only_roots()) from None
                 time.sleep(0.005)
-        text = b"%d\n" % os.getpid()
-        os.pwrite(fd, text, 0)
-        os.ftruncate(fd, len(text))
         self._fd = fd
+        text = orjson.dumps(asdict(Holder.this_process())) + b"\n"
+        try:
+            # What an earlier holder wrote has its place on a full disk, and so has what replaces it.
+            written = os.pwrite(fd, text, 0)
+        except OSError:
+            written = 0
+        # Half a text, or another's, would name a stranger.
+        os.ftruncate(fd, written if written == len(text) else 0)
 
     def lost(self) -> str | None:
         """Say why another daemon may run beside this one, if it may; for the process that holds the lock."""
-        held = os.fstat(self._fd)
         try:
+            held = os.fstat(self._fd)
             there = os.stat(self._lock_path, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
         except OSError:
-            there = None
-        if there is not None and (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino):
+            # Not to be looked at just now, as where a network file system is away: that it was removed, nobody says.
             return None
+        else:
+            if (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino):
+                return None
         return (
             f"{self._lock_path}, the lock of this syncd (process {os.getpid()}), was removed or replaced: another syncd may "
             "run by now, so this one stops. Nothing is lost; `syncd start` starts one if none runs."
         )
 
-    def running_pid(self) -> int | None:
-        """Return the running daemon's process id, or None if none runs."""
+    def holder(self) -> Holder | None:
+        """Return who is the daemon, or None if none runs; raise `NotToBeSeen` where that cannot be told."""
         try:
             fd = os.open(self._lock_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise NotToBeSeen(self._lock_path, error) from None
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:
-                text = os.pread(fd, 32, 0).strip()
-                return int(text) if text.isdigit() else 0
+                return Holder.of(os.pread(fd, _TEXT_MAX_BYTES, 0))
             return None
         finally:
             os.close(fd)
+
+    def running_pid(self) -> int | None:
+        """Return the running daemon's process id where it runs, 0 if it could not say it; None if none is known to run."""
+        try:
+            holder = self.holder()
+        except NotToBeSeen:
+            return None
+        return None if holder is None else holder.pid
 
     def write_page(self, page: dict[str, Any]) -> None:
         temporary = self._page_path.with_suffix(".new")
@@ -101,12 +188,31 @@ class Instance:
 
     def page(self) -> dict[str, Any]:
         """Return what the running daemon last said of itself; nothing if none runs."""
-        pid = self.running_pid()
-        if pid is None:
+        try:
+            holder = self.holder()
+        except NotToBeSeen as error:
+            return {"state": UNKNOWN, "error": str(error)}
+        if holder is None:
             return {}
         try:
             page = orjson.loads(self._page_path.read_bytes())
         except (OSError, ValueError):
-            return {}
+            page = None
         # A page of a daemon that was killed may lie here until the next one writes its own.
-        return page if isinstance(page, dict) and page.get("pid") == pid else {}
+        if isinstance(page, dict) and page.get("pid") == holder.pid:
+            return page
+        reason = f"it has not written how it is into {str(self._page_path)!r}; `syncd logs` may say why"
+        return {"state": UNKNOWN, "pid": holder.pid or None, "error": reason}
+
+    def only_roots(self) -> list[str] | None:
+        """Return the roots that the running daemon was told to watch and no other; None if it watches all that are known."""
+        page = self.page()
+        return list(page.get("roots", [])) if page.get("has_chosen_roots") else None
+
+
+def _pid_namespace() -> int | None:
+    """Return what tells process ids of this process's world from those of others; None where there is one world."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return None

@@ -205,6 +205,39 @@ def test_the_unit_starts_this_syncd_and_holds_no_key(env: Env, tmp_path: Path) -
     assert "was not written by syncd" in refused.stderr
 
 
+def test_the_unit_has_what_this_shell_would_say_to_syncd(env: Env) -> None:
+    said = {
+        "https_proxy": "http://me:secret@proxy:3128",
+        "http_proxy": "http://proxy:3128",
+        "all_proxy": "socks5://proxy",
+        "no_proxy": "localhost",
+        "ALL_PROXY": "socks5://proxy",
+        "XDG_STATE_HOME": "/elsewhere/state",
+        "NETRC": "/elsewhere/netrc",
+        "WANDB_CONFIG_DIR": "/elsewhere/wandb",
+    }
+
+    shown = syncd({**env, **said}, "service")
+
+    missing = [f'"{name}={value}"' for name, value in said.items()]
+    assert [each for each in missing if f"Environment={each}\n" not in shown.stdout] == []
+
+
+def test_a_unit_that_cannot_be_written_is_a_sentence_and_one_with_a_password_is_its_owners(
+    env: Env, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+
+    failed = syncd({**env, "XDG_CONFIG_HOME": str(tmp_path / "file")}, "service", "--install")
+    syncd({**env, "XDG_CONFIG_HOME": str(tmp_path / "config")}, "service", "--install")
+
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stderr
+    assert "the unit cannot be written" in failed.stderr
+    unit = tmp_path / "config" / "systemd" / "user" / "syncd.service"
+    assert unit.stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize("is_abstract", [False, True])
 def test_systemd_is_told_when_the_daemon_is_ready_and_when_it_ends(
     env: Env,
