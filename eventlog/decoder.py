@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from eventlog import parquet
+from eventlog.child import command, environment
 from eventlog.errors import PyarrowMissing
 from eventlog.parquet import Unreadable
 from eventlog.record import Record
@@ -99,7 +100,8 @@ class Decoder:
 
     def _begin(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-m", "eventlog.decoder", str(self._idle_s)],
+            command("eventlog.decoder", str(self._idle_s)),
+            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

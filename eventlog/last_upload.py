@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO
 
 from eventlog import cursor, on_wandb, roots
+from eventlog.child import command, environment
 
 _POLL_S = 0.1
 # A daemon that hangs, or that has no key, only looks as if it would take this run.
@@ -133,7 +134,8 @@ class _Uploads:
         try:
             self._said = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the child
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "syncd", "sync", f"--patience={patience_s:.1f}", self._run_dir],
+                command("syncd", "sync", f"--patience={patience_s:.1f}", self._run_dir),
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._said,

@@ -97,7 +97,8 @@ def is_watched(root: Path, page: Mapping[str, Any]) -> bool:
     if "roots" not in page:
         # An earlier version of it does not say.
         return True
-    return os.path.realpath(root) in map(os.path.realpath, page["roots"] or registered())
+    looks_at = page["roots"] if page.get("has_chosen_roots") else registered()
+    return os.path.realpath(root) in map(os.path.realpath, looks_at)
 
 
 class _Damaged(Exception):

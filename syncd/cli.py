@@ -14,6 +14,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,14 +26,16 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
+from eventlog import child
 from eventlog import cursor as cursors
 from eventlog import roots as known_roots
 from eventlog.cursor import APPEND, Sink
+from eventlog.errors import NotARun
 from eventlog.piece import RUN_FILE, RunIdentity
 from eventlog.progress import counting
 from eventlog.reader import find_runs
 from syncd import credentials, daemon_log, service
-from syncd.instance import LINGER_S, AlreadyRunning, Instance
+from syncd.instance import LINGER_S, UNKNOWN, AlreadyRunning, Holder, Instance, NotToBeSeen
 from syncd.metadata import Edits
 from syncd.shipper import FLUSH_S
 from syncd.status import NOTHING_HEARD, Looking, RunStatus, Trend, as_json
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 20.0
+# Most requests are answered within that.
+LET_GO_TIMEOUT_S = 5.0
 # `stop` and systemd wait for longer than that.
 LINGER_MAX_S = 15.0
 PATIENCE_S = 30.0
@@ -56,10 +61,18 @@ LISTED_MAX = 20
 # What `syncd` would read in this shell, and a unit does not have; the key is never among them.
 _UNIT_VARIABLES = (
     "WANDB_BASE_URL",
+    "WANDB_CONFIG_DIR",
+    "NETRC",
     "TIDELOG_STATE_DIR",
+    "XDG_STATE_HOME",
     "HTTPS_PROXY",
     "HTTP_PROXY",
+    "ALL_PROXY",
     "NO_PROXY",
+    "https_proxy",
+    "http_proxy",
+    "all_proxy",
+    "no_proxy",
     "SSL_CERT_FILE",
     "REQUESTS_CA_BUNDLE",
 )
@@ -111,57 +124,127 @@ def main() -> None:
 def start(roots: tuple[Path, ...], foreground: bool, flush_s: float, linger_s: float, seals: bool) -> None:
     """Start the daemon. It returns at once; being offline is fine."""
     instance = Instance(known_roots.state_dir())
+    for root in roots:
+        if not root.is_dir():
+            click.echo(f"--root {str(root)!r} is not there. It is watched as soon as it is.", err=True)
     if foreground:
         _serve(instance, roots, flush_s, linger_s, seals)
         return
-    pid = instance.running_pid()
-    if pid is not None:
-        click.echo(str(AlreadyRunning(pid)), err=True)
-        sys.exit(3)
+    _refuse_a_second(instance)
     _warn_without_key()
-    instance.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        instance.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log_file = open(daemon_log.open_log(instance.log_path), "ab")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise _no_state_dir(instance, error) from None
     arguments = [f"--flush={flush_s}", f"--linger={linger_s}", "--seal" if seals else "--no-seal"]
     arguments += [f"--root={root.absolute()}" for root in roots]
-    with open(daemon_log.open_log(instance.log_path), "ab") as log_file:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "syncd", "start", "--foreground", *arguments],
+    with log_file:
+        begin = os.fstat(log_file.fileno()).st_size
+        daemon = subprocess.Popen(
+            child.command("syncd", "start", "--foreground", *arguments),
+            env=child.environment(),
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=log_file,
             start_new_session=True,
         )
     deadline_s = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline_s:
-        if instance.page().get("pid") == child.pid:
-            click.echo(f"syncd is running (process {child.pid}). `syncd status` shows what it does.")
+    while time.monotonic() < deadline_s and daemon.poll() is None:
+        if _is_up(instance, daemon.pid):
+            click.echo(f"syncd is running (process {daemon.pid}). `syncd status` shows what it does.")
             return
-        if child.poll() is not None:
-            break
         time.sleep(0.02)
-    click.echo(f"syncd did not start. The end of its log, {instance.log_path}:", err=True)
-    click.echo("\n".join(daemon_log.tail(instance.log_path, 5)), err=True)
-    sys.exit(3 if child.poll() == 3 else 1)
+    said = "\n".join(daemon_log.said_since(instance.log_path, begin)[-5:])
+    if daemon.poll() is None:
+        click.echo(
+            f"syncd (process {daemon.pid}) was started, and has not said how it is for {START_TIMEOUT_S:.0f} s. `syncd stop` "
+            f"ends it. The end of its log, {instance.log_path}:\n{said}",
+            err=True,
+        )
+        sys.exit(1)
+    if said:
+        click.echo(f"syncd did not start. The end of its log, {instance.log_path}:\n{said}", err=True)
+    else:
+        click.echo(
+            f"syncd did not start, and could not write why into {instance.log_path}. `syncd start --foreground` shows it.",
+            err=True,
+        )
+    sys.exit(3 if daemon.poll() == 3 else 1)
+
+
+def _is_up(instance: Instance, pid: int) -> bool:
+    """Whether that process is the daemon by now: a page of its own says so, or, where the disk is full, its socket."""
+    from syncd.control import SOCKET, listening_pid
+
+    page = instance.page()
+    if page.get("state", UNKNOWN) != UNKNOWN:
+        return bool(page.get("pid") == pid)
+    return bool(page) and listening_pid(instance.directory / SOCKET) == pid
+
+
+def _refuse_a_second(instance: Instance) -> None:
+    holder = _holder(instance)
+    if holder is not None:
+        click.echo(str(AlreadyRunning(holder, instance.only_roots())), err=True)
+        sys.exit(3)
+
+
+def _no_state_dir(instance: Instance, error: OSError) -> click.ClickException:
+    return click.ClickException(
+        f"syncd cannot keep its state in {str(instance.directory)!r}: {error.strerror or error}. Set TIDELOG_STATE_DIR to a "
+        "directory that can be written."
+    )
 
 
 @main.command()
 def stop() -> None:
     """Stop the daemon. It sends what was just logged, if that takes no longer than a moment; the rest stays here."""
+    from syncd.control import SOCKET, ask
+
     instance = Instance(known_roots.state_dir())
-    pid = instance.running_pid()
-    if not pid:
+    holder = _holder(instance)
+    if holder is None:
         click.echo("syncd is not running.")
         return
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
+    # First by its own socket: a process id may be another process's here.
+    if not ask(instance.directory / SOCKET, "stop"):
+        _terminate(holder)
     deadline_s = time.monotonic() + STOP_TIMEOUT_S
-    while instance.running_pid() == pid:
+    while _holder(instance) == holder:
         if time.monotonic() > deadline_s:
-            click.echo(
-                f"syncd (process {pid}) does not stop. `kill -9 {pid}` costs nothing but time.", err=True
-            )
+            way_out = f"`kill -9 {holder.pid}`" if holder.is_here else "To kill it, where it runs,"
+            click.echo(f"syncd ({holder}) does not stop. {way_out} costs nothing but time.", err=True)
             sys.exit(1)
         time.sleep(0.02)
-    click.echo(f"syncd (process {pid}) has stopped.")
+    click.echo(f"syncd ({holder}) has stopped.")
+
+
+def _holder(instance: Instance) -> Holder | None:
+    try:
+        return instance.holder()
+    except NotToBeSeen as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _terminate(holder: Holder) -> None:
+    """Signal the daemon, if its process id is its own here."""
+    if not holder.is_here:
+        raise click.ClickException(
+            f"syncd is running ({holder}), and cannot be reached from here. Run `syncd stop` there."
+            if holder.pid
+            else "a syncd is running, and neither answers nor could say which process it is: its disk was full. "
+            "`pgrep -f 'syncd start'` finds it; a `kill` stops it."
+        )
+    try:
+        os.kill(holder.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        # It ends at this moment.
+        return
+    except PermissionError:
+        raise click.ClickException(
+            f"syncd ({holder}) is another user's: only that user, or root, can stop it."
+        ) from None
 
 
 @main.command()
@@ -377,7 +460,7 @@ def verify(roots: tuple[Path, ...], run: str, as_json_: bool) -> None:
     assert key is not None
     try:
         found = verify_run(run_dir, url, key)
-    except CannotRead as error:
+    except (CannotRead, NotARun) as error:
         raise click.ClickException(str(error)) from None
     if as_json_:
         click.echo(
@@ -404,34 +487,94 @@ def retry(roots: tuple[Path, ...], run: str, append: bool, new_id: bool, ended: 
     if append and new_id:
         raise click.UsageError("--append and --new-id are two ways out: choose one.")
     run_dir = _find_run(run, roots)
+    try:
+        identity = RunIdentity.load(run_dir)
+    except NotARun as error:
+        raise click.ClickException(str(error)) from None
     standing = [cursor for cursor in cursors.cursors(run_dir) if cursor.state == "parked" or cursor.error]
     if new_id:
-        identity = RunIdentity.load(run_dir)
         there = upload_as_new(run_dir)
         click.echo(f"{identity.project}/{identity.run_id} is uploaded as {there} from now on.")
     elif not standing:
         click.echo("Nothing keeps this run from being uploaded: `syncd status` shows how far it is.")
         return
-    for cursor in standing if ended else ():
-        # Of a writer that is heard of, nobody's word is taken.
-        if cursor.fold is not None and (cursor.error or "").startswith(NOTHING_HEARD):
+    elif ended:
+        _vouch(run_dir, standing)
+    else:
+        for cursor in standing:
+            _try_again(run_dir, cursor, append)
+    _let_daemon_look(run_dir)
+
+
+def _vouch(run_dir: Path, standing: Iterable[cursors.Cursor]) -> None:
+    """Take the user's word that the writer of which nothing was heard is gone; of one that is heard of, nobody's."""
+    unheard = [cursor for cursor in standing if (cursor.error or "").startswith(NOTHING_HEARD)]
+    reasons = "; ".join(cursor.error or cursor.state for cursor in standing)
+    if not unheard:
+        raise click.ClickException(
+            f"{run_dir.name} does not stand still for a writer of which nothing is heard, but: {reasons}\n"
+            "`syncd retry` without --ended tries again."
+        )
+    for cursor in unheard:
+        if cursor.fold is not None:
             cursors.vouch_for_end(run_dir, cursor.fold["writer"])
-    choice = cursors.APPEND if append else None
-    for cursor in standing if not new_id and not ended else ():
-        lease = cursors.Lease.take(run_dir, cursor.sink, time.time_ns() // 1000)
-        if lease is None:
-            raise click.ClickException("syncd is uploading this run at this moment; try again in a minute.")
-        try:
-            tried = replace(cursor, state="waiting", error=None, choice=choice)
-            if append:
-                # It is attached to anew; what another log has to do with it counts for nothing.
-                tried = cursors.Cursor(cursor.sink, cursor.rank, choice=choice, generation=cursor.generation)
-            cursors.save(run_dir, tried, time.time_ns() // 1000, durable=True)
-        finally:
-            lease.release()
-    # A daemon that watches the run looks at it now.
+
+
+def _try_again(run_dir: Path, cursor: cursors.Cursor, append: bool) -> None:
+    """Take back that the run stands still; with `append`, let it be uploaded behind what is there."""
+    lease = _lease(run_dir, cursor.sink)
+    try:
+        choice = APPEND if append else None
+        tried = replace(cursor, state="waiting", error=None, choice=choice)
+        if append:
+            # It is attached to anew; what another log has to do with it counts for nothing.
+            tried = cursors.Cursor(cursor.sink, cursor.rank, choice=choice, generation=cursor.generation)
+        cursors.save(run_dir, tried, time.time_ns() // 1000, durable=True)
+    finally:
+        lease.release()
+
+
+def _lease(run_dir: Path, sink: Sink) -> cursors.Lease:
+    """Hold the run; a daemon that only waits with it, for its next try, lets it go."""
+    from syncd.control import SOCKET, ask
+
+    socket_path = known_roots.state_dir() / SOCKET
+    deadline_s = time.monotonic() + LET_GO_TIMEOUT_S
+    while True:
+        lease = cursors.Lease.take(run_dir, sink, time.time_ns() // 1000)
+        if lease is not None:
+            return lease
+        lets_go = ask(socket_path, "let-go", run_dir)
+        if lets_go is None and known_roots.daemon_is_watching():
+            raise click.ClickException(
+                "syncd has this run, and does not answer: `syncd stop`, then the same `syncd retry`, then `syncd start`."
+            )
+        if time.monotonic() > deadline_s:
+            raise click.ClickException(
+                "syncd is in the middle of a request for this run: `syncd stop`, then the same `syncd retry`, then "
+                "`syncd start`."
+                if lets_go is False
+                else "this run is being uploaded at this moment by a `syncd sync`, or by a syncd on another host: let it "
+                "end, or end it, and type the same `syncd retry` again (after one that was killed, in three minutes)."
+            )
+        time.sleep(0.05)
+
+
+def _let_daemon_look(run_dir: Path) -> None:
+    """Let a daemon that watches the run look at it now, and not only when it would have."""
+    from syncd.control import SOCKET, ask
+
+    # To one that rests, nothing is as it was.
     os.utime(run_dir / RUN_FILE)
-    if not known_roots.daemon_is_watching():
+    looks = ask(known_roots.state_dir() / SOCKET, "look", run_dir)
+    # A daemon on another host, or one without a socket, hears of a file that is made, or sees that one was.
+    with suppress(OSError):
+        tempfile.NamedTemporaryFile(dir=run_dir, prefix=".look-").close()
+    if looks is False:
+        click.echo(
+            f"The syncd that runs does not watch this run's root: `syncd sync {run_dir}` uploads it now."
+        )
+    elif not known_roots.daemon_is_watching():
         click.echo(f"No syncd is running: `syncd sync {run_dir}` uploads it now.")
 
 
@@ -499,6 +642,10 @@ def service_(roots: tuple[Path, ...], install: bool) -> None:
         path = service.install(text, service.unit_directory(dict(os.environ)))
     except service.NotOurs as error:
         raise click.UsageError(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(
+            f"the unit cannot be written ({error}). `syncd service` shows it: put it where systemd of yours looks for it."
+        ) from None
     click.echo(
         f"{path} is written. Now:\n\n  systemctl --user daemon-reload\n  systemctl --user enable --now syncd"
     )
@@ -523,7 +670,10 @@ def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float, linger_s
     except AlreadyRunning as error:
         click.echo(str(error), err=True)
         sys.exit(3)
+    except OSError as error:
+        raise _no_state_dir(instance, error) from None
     url = credentials.base_url()
+    watched = _roots(roots)
     _raise_file_limit()
     decode_beside()
 
@@ -540,8 +690,15 @@ def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float, linger_s
                 "error": gate.reason,
                 "degraded": watch.degraded,
                 "base_url": url,
+                "roots": [os.fsencode(root).decode(errors="replace") for root in watched],
+                "has_chosen_roots": bool(roots),
             }
         )
+
+    def look_after(watch: Watch, known: list[Path]) -> bool:
+        nonlocal watched
+        is_new, watched = known != watched, known
+        return watch.look_after(known) or is_new
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
@@ -553,7 +710,7 @@ def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float, linger_s
             linger_s=linger_s,
             lost_place=instance.lost,
             on_change=lambda daemon: say(daemon, watch),
-            watch_roots=watch.look_after,
+            watch_roots=lambda known: look_after(watch, known),
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, daemon.stop)
@@ -561,10 +718,18 @@ def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float, linger_s
         sealing = asyncio.ensure_future(sealer.run())
         if seals and can_seal():
             daemon.on_over = sealer.offer
+
+        def look(run_dir: Path) -> bool:
+            if run_dir.parent.parent not in watched:
+                return False
+            daemon.hint(run_dir)
+            return True
+
         control = Control(
             instance.directory / SOCKET,
             _looker(instance, roots),
             {"stop": daemon.stop},
+            {"look": look, "let-go": daemon.let_go},
             lambda: daemon.api.sent,
         )
         try:
@@ -917,9 +1082,11 @@ def _table(
 
     state = daemon.get("state", "stopped")
     line = f"syncd: {state}"
-    if daemon:
-        line += f", process {daemon['pid']}, to {daemon['base_url']}"
-    else:
+    if daemon.get("pid"):
+        line += f", process {daemon['pid']}"
+    if daemon.get("base_url"):
+        line += f", to {daemon['base_url']}"
+    if not daemon:
         line += " (`syncd start` starts it)"
     if daemon.get("error"):
         line += f"\n{daemon['error']}"

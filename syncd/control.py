@@ -1,10 +1,12 @@
-"""What other programs ask of the daemon: how it is, in JSON and in Prometheus' text, and to stop.
+"""What other programs ask of the daemon: how it is, in JSON and in Prometheus' text, and to do something now.
 
     curl --unix-socket ~/.local/state/tidelog/syncd.sock http://syncd/metrics
 
     GET  /status     what `syncd status --json` prints
     GET  /metrics    the same in numbers (Prometheus text format 0.0.4), for node_exporter's textfile collector or a proxy
     POST /stop       what `syncd stop` does
+    POST /look?run=DIR       look at this run now
+    POST /let-go?run=DIR     hold this run no longer, so that what is to become of it can be changed; then, /look
 
 Invariants
 ----------
@@ -17,6 +19,7 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import http.client
 import logging
 import os
 import socket
@@ -27,6 +30,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, quote
 
 import h11
 import orjson
@@ -58,14 +62,19 @@ class Control:
     look: Look
     do: dict[str, Callable[[], object]]
     """What `POST /<name>` does."""
+    do_with_run: dict[str, Callable[[Path], bool]] = field(default_factory=dict)
+    """What `POST /<name>?run=DIR` does; False is answered with 409."""
     sent: Callable[[], tuple[int, int]] = lambda: (0, 0)
     """Returns how many requests were made, and how many bytes they took."""
     _server: asyncio.Server | None = None
+    _bound: os.stat_result | None = None
     _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def __aenter__(self) -> Control:
         try:
-            self._server = await asyncio.start_unix_server(self._answer, sock=_bound(self.path))
+            listening = _bound(self.path)
+            self._bound = os.stat(self.path)
+            self._server = await asyncio.start_unix_server(self._answer, sock=listening)
         except OSError as error:
             # Uploads need nothing of it.
             log.warning("%s is not listened on: %s", self.path, error)
@@ -75,7 +84,9 @@ class Control:
         if self._server is not None:
             self._server.close()
             with suppress(OSError):
-                self.path.unlink()
+                # Where this daemon lost its place, the next one's socket lies there.
+                if self._bound is not None and os.path.samestat(self._bound, os.stat(self.path)):
+                    self.path.unlink()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -91,18 +102,61 @@ class Control:
 
     async def _said(self, method: str, path: str) -> tuple[int, str, bytes]:
         """Return the status, the content's type, and the content."""
-        name = path.partition("?")[0].strip("/")
+        name, _, query = path.partition("?")
+        name = name.strip("/")
+        run = parse_qs(query, errors="surrogateescape").get("run", [""])[0]
+        if method == "POST" and name in self.do_with_run and run:
+            does = self.do_with_run[name](Path(run))
+            return 202 if does else 409, _JSON, orjson.dumps({"does" if does else "does_not": name})
         if method == "POST" and name in self.do:
             self.do[name]()
             return 202, _JSON, orjson.dumps({"does": name})
         if method != "GET" or name not in ("status", "metrics"):
             known = ["GET /status", "GET /metrics", *(f"POST /{each}" for each in self.do)]
+            known += [f"POST /{each}?run=DIR" for each in self.do_with_run]
             return 404, _JSON, orjson.dumps({"error": f"there is no {method} {path}", "there_are": known})
         async with self._looking:
             daemon, runs = await asyncio.to_thread(self.look)
         if name == "status":
             return 200, _JSON, orjson.dumps(as_json(daemon, runs))
         return 200, _PROMETHEUS, metrics(daemon, runs, *self.sent()).encode()
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("syncd", timeout=_ASKING_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(os.fspath(self._path))
+
+
+def ask(path: Path, name: str, run_dir: Path | None = None) -> bool | None:
+    """Ask the daemon at that socket to do something: return whether it does, or None if no daemon answers."""
+    connection = _Connection(path)
+    try:
+        # A path is bytes.
+        query = "" if run_dir is None else f"?run={quote(os.fsencode(run_dir))}"
+        connection.request("POST", f"/{name}{query}")
+        return connection.getresponse().status == 202
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def listening_pid(path: Path) -> int | None:
+    """Return which process listens at that socket; None if nobody does, or the kernel does not tell."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking, suppress(OSError):
+        asking.settimeout(_ASKING_S)
+        asking.connect(os.fspath(path))
+        pid, _, _ = _UCRED.unpack(asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        return int(pid)
+    return None
 
 
 def may_ask(connection: socket.socket) -> bool:

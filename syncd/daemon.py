@@ -297,6 +297,10 @@ class Daemon:
             self._wake.set()
         self._hinted.add(run_dir)
 
+    def let_go(self, run_dir: Path) -> bool:
+        """Hold a run no longer, until the next hint of it or scan; False while it has a request in flight."""
+        return self._forget(run_dir)
+
     def _look_at_once(self, run_dir: Path, rank: int) -> None:
         """What a run had begun beside its turns is done: no need to wait, as for a hint, that there be more."""
         entry = self.entries.get((run_dir, rank))

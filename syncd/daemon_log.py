@@ -122,3 +122,11 @@ def _rest(file: BinaryIO | None) -> str:
     if _stat_of(file).st_size < file.tell():
         file.seek(0)
     return file.read().decode(errors="replace")
+
+
+def said_since(path: Path, begin: int) -> list[str]:
+    """Return the lines of the log behind that byte; none if it cannot be read."""
+    with suppress(OSError), open(path, "rb") as file:
+        file.seek(begin)
+        return file.read().decode(errors="replace").splitlines()
+    return []

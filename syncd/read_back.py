@@ -27,6 +27,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from eventlog.child import command, environment
+
 # A black hole must end.
 API_TIMEOUT_S = 60
 # What the process that has answered may take to end.
@@ -91,13 +93,13 @@ def read_back(base_url: str, key: str, run: str) -> Iterator[ReadBack]:
     """`run` is `entity/project/run_id`."""
     # A helper of wandb's may outlive its parent for a moment, and write: that is no reason to fail.
     with tempfile.TemporaryDirectory(prefix="syncd-read-back-", ignore_cleanup_errors=True) as directory:
-        theirs = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        theirs = {name: value for name, value in environment().items() if not name.startswith("WANDB_")}
         # Whatever wandb writes, a cache of old history included, is in the directory; it reports to nobody.
         ours = {f"WANDB_{name}_DIR": directory for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT")}
         ours |= {"WANDB_DIR": directory, "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
         ours |= {"WANDB_BASE_URL": base_url, "WANDB_API_KEY": key}
         process = subprocess.Popen(
-            [sys.executable, "-m", "syncd.read_back", run, str(API_TIMEOUT_S)],
+            command("syncd.read_back", run, str(API_TIMEOUT_S)),
             env=theirs | ours,
             cwd=directory,
             stdin=subprocess.PIPE,

@@ -8,6 +8,7 @@ Invariants
 * Nothing is removed: that is `eventlog clean`'s, when a person says so.
 * A child that fails, or is killed with the daemon, costs nothing: the log is whole. What it left is said once, and tried again
   by the next daemon.
+* A child that cannot be started, as where no process or no file may be opened, is tried again and again; that is said once.
 
 What is sealed, and how it is proven, is `eventlog/seal.py`'s; here is when.
 """
@@ -18,11 +19,11 @@ import asyncio
 import contextlib
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from eventlog.child import command, environment
 from eventlog.seal import to_seal
 
 log = logging.getLogger("syncd")
@@ -30,13 +31,19 @@ log = logging.getLogger("syncd")
 # A child costs half a second before it seals anything.
 _AT_ONCE = 16
 _NICE = 19
+# What a machine lacks now it may have in a while.
+_AGAIN_S = 60.0
 
 
 class Sealer:
     """Takes runs that are over, and seals them while `run` runs."""
 
-    def __init__(self, command: Sequence[str] = (sys.executable, "-m", "eventlog", "seal")) -> None:
-        self._command = command
+    def __init__(
+        self, sealing_command: Sequence[str] = tuple(command("eventlog", "seal")), again_s: float = _AGAIN_S
+    ) -> None:
+        self._command = sealing_command
+        self._again_s = again_s
+        self._is_hindered = False
         self._offered: dict[Path, None] = {}
         self._is_offered = asyncio.Event()
         self._failed: set[Path] = set()
@@ -52,17 +59,43 @@ class Sealer:
         while True:
             await self._is_offered.wait()
             batch = list(self._offered)[:_AT_ONCE]
-            await self._seal(batch)
+            child = await self._begin(batch)
+            if child is None:
+                await asyncio.sleep(self._again_s)
+                continue
+            await self._seal(batch, child)
             for run_dir in batch:
                 del self._offered[run_dir]
             if not self._offered:
                 self._is_offered.clear()
 
-    async def _seal(self, run_dirs: list[Path]) -> None:
+    async def _begin(self, run_dirs: list[Path]) -> asyncio.subprocess.Process | None:
+        """Return a child that seals these runs, or None if none can be started just now."""
         nothing, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
-        child = await asyncio.create_subprocess_exec(
-            *self._command, *map(str, run_dirs), stdin=nothing, stdout=nothing, stderr=pipe
-        )
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *self._command,
+                *map(str, run_dirs),
+                env=environment(),
+                stdin=nothing,
+                stdout=nothing,
+                stderr=pipe,
+            )
+        except OSError as error:
+            if not self._is_hindered:
+                log.warning(
+                    "no process can be started that seals runs: %s; it is tried again every %g s, and costs nothing but room",
+                    error,
+                    self._again_s,
+                )
+            self._is_hindered = True
+            return None
+        if self._is_hindered:
+            log.info("runs are sealed again")
+        self._is_hindered = False
+        return child
+
+    async def _seal(self, run_dirs: list[Path], child: asyncio.subprocess.Process) -> None:
         try:
             # It may be over already.
             with contextlib.suppress(OSError):

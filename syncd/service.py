@@ -28,10 +28,12 @@ def unit(interpreter: str, roots: Sequence[Path], environment: dict[str, str]) -
 
     >>> text = unit("/venv/bin/python", [Path("/data/my runs")], {"WANDB_BASE_URL": "https://w"})
     >>> [line for line in text.splitlines() if line.startswith(("ExecStart", "Environment"))]
-    ['Environment="WANDB_BASE_URL=https://w"', 'ExecStart="/venv/bin/python" -m syncd start --foreground "--root=/data/my runs"']
+    ['Environment="PYTHONSAFEPATH=1"', 'Environment="WANDB_BASE_URL=https://w"', 'ExecStart="/venv/bin/python" -m syncd start --foreground "--root=/data/my runs"']
     """
     arguments = "".join(f" {_quoted(f'--root={root}')}" for root in roots)
-    variables = "".join(f"Environment={_quoted(f'{name}={value}')}\n" for name, value in environment.items())
+    # systemd starts it in the home directory, of which nothing is to be imported.
+    given = {"PYTHONSAFEPATH": "1", **environment}
+    variables = "".join(f"Environment={_quoted(f'{name}={value}')}\n" for name, value in given.items())
     return f"""{_OURS}
 [Unit]
 Description=Uploads event logs to Weights & Biases
@@ -70,6 +72,8 @@ def install(text: str, directory: Path) -> Path:
         )
     directory.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{UNIT}.{os.getpid()}")
+    # A proxy's address may have a password in it.
+    temporary.touch(mode=0o600)
     temporary.write_text(text)
     os.replace(temporary, path)
     return path

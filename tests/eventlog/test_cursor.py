@@ -110,7 +110,6 @@ def test_a_lease_whose_file_was_removed_is_none(tmp_path: Path):
     assert another.keep(NOW_US)
 
 
-
 def test_a_run_is_held_as_long_as_somebody_has_any_of_its_leases(tmp_path: Path):
     before = is_held(tmp_path, NOW_US)
     lease = Lease.take(tmp_path, SINK, NOW_US)

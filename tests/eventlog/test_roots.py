@@ -50,7 +50,7 @@ def test_a_daemon_looks_at_the_roots_that_it_was_given_or_else_at_those_in_the_l
     tmp_path: Path, given: list[str] | None, watched: set[str]
 ):
     roots.register(tmp_path / "here")
-    page = {"roots": given and [str(tmp_path / name) for name in given]}
+    page = {"has_chosen_roots": bool(given), "roots": [str(tmp_path / name) for name in given or ()]}
 
     found = {name for name in ("here", "there") if roots.is_watched(tmp_path / name, page)}
 
@@ -65,7 +65,7 @@ def test_a_root_by_another_name_is_the_same(tmp_path: Path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
 
-    assert roots.is_watched(tmp_path / "link", {"roots": [str(tmp_path / "real")]})
+    assert roots.is_watched(tmp_path / "link", {"has_chosen_roots": True, "roots": [str(tmp_path / "real")]})
 
 
 def test_what_the_running_daemon_says_of_its_roots_counts_and_what_an_earlier_one_said_does_not(
@@ -75,7 +75,7 @@ def test_what_the_running_daemon_says_of_its_roots_counts_and_what_an_earlier_on
     daemon.acquire()
     roots.register(tmp_path / "runs")
     before = roots.daemon_is_watching(tmp_path / "runs")
-    daemon.write_page({"roots": [str(tmp_path / "other")]})
+    daemon.write_page({"has_chosen_roots": True, "roots": [str(tmp_path / "other")]})
     of_others = roots.daemon_is_watching(tmp_path / "runs")
     page = json.loads((state / "syncd.json").read_bytes())
     (state / "syncd.json").write_text(json.dumps({**page, "pid": 1}))

@@ -740,7 +740,7 @@ def test_init_says_whether_a_daemon_looks_at_its_root(
     if watched is not None:
         daemon = Instance(roots.state_dir())
         daemon.acquire()
-        daemon.write_page({"roots": [str(tmp_path / watched)]})
+        daemon.write_page({"has_chosen_roots": True, "roots": [str(tmp_path / watched)]})
 
     begin(tmp_path / "root", quiet=None)
 

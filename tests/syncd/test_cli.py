@@ -526,13 +526,217 @@ def test_a_run_below_another_root_than_the_daemons_waits_in_status(env: dict[str
     with foreground(env, tmp_path / "other") as daemon:
         wait_for(page.exists, "the daemon")
         told = json.loads(page.read_bytes())
-        page.write_bytes(json.dumps({**told, "roots": [str(tmp_path / "other")]}).encode())
+        page.write_bytes(
+            json.dumps({**told, "has_chosen_roots": True, "roots": [str(tmp_path / "other")]}).encode()
+        )
 
         (run,) = status(env, tmp_path / "runs")["runs"]
-        page.write_bytes(json.dumps({**told, "roots": [str(tmp_path / "runs")]}).encode())
+        page.write_bytes(
+            json.dumps({**told, "has_chosen_roots": True, "roots": [str(tmp_path / "runs")]}).encode()
+        )
         (watched,) = status(env, tmp_path / "runs")["runs"]
         daemon.terminate()
 
     assert run["state"] == "waiting"
     assert "was started for other roots" in run["error"]
     assert watched["error"] is None
+
+
+# -- retry ---------------------------------------------------------------------------------------------------------
+
+
+DEAF = """
+from syncd import cli, watch
+watch.Watch.look_after = lambda self, roots: False
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("missing", ["nothing", "socket", "inotify"])
+def test_a_daemon_takes_up_at_once_what_is_retried(
+    server: WandbServer, env: dict[str, str], tmp_path: Path, missing: str
+):
+    finished_run(tmp_path / "runs")
+    server.faults.add("status", kind="file_stream", run="run", status=403)
+    module = ("-c", DEAF) if missing == "inotify" else ("-m", "syncd")
+    command = [sys.executable, *module, "start", "--foreground", f"--root={tmp_path / 'runs'}"]
+    daemon = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    wait_for(lambda: status(env, tmp_path / "runs")["runs"][0]["state"] == "parked", "the run to be parked")
+    server.faults.clear()
+    if missing == "socket":
+        (Path(env["TIDELOG_STATE_DIR"]) / "syncd.sock").unlink()
+
+    retried = syncd(env, "retry", "demo/run", f"--root={tmp_path / 'runs'}")
+    wait_for(lambda: server.run("ent", "demo", "run").complete, "the upload", 10.0)
+
+    assert (retried.returncode, retried.stdout) == (0, "")
+    assert [path.name for path in (tmp_path / "runs" / "demo" / "run").glob(".*")] == []
+    daemon.terminate()
+    daemon.communicate(timeout=DEADLINE_S)
+
+
+@pytest.mark.parametrize("options", [[], ["--append"], ["--new-id"]])
+def test_a_run_that_waits_for_its_next_try_can_be_retried_beside_the_daemon_that_has_it(
+    server: WandbServer, env: dict[str, str], tmp_path: Path, options: list[str]
+):
+    finished_run(tmp_path / "runs")
+    server.faults.add("status", kind="file_stream", run="run", status=500)
+    daemon = foreground(env, tmp_path / "runs")
+    wait_for(lambda: status(env, tmp_path / "runs")["runs"][0]["error"], "the daemon to wait with the run")
+    # So often that its next try is not at once.
+    wait_for(lambda: server.faults.happened >= 3, "some tries")
+    server.faults.clear()
+
+    retried = syncd(env, "retry", "demo/run", *options, f"--root={tmp_path / 'runs'}")
+    # Behind another log's rows it goes once these stood still for ten seconds.
+    wait_for(lambda: any(run.complete for run in server.runs()), "the upload", 30.0)
+
+    assert retried.returncode == 0, retried.stderr
+    (there,) = (run for run in server.runs() if run.complete)
+    assert [row["x"] for row in there.history] == [1]
+    assert (there.run_id == "run") == ("--new-id" not in options)
+    daemon.terminate()
+    daemon.communicate(timeout=DEADLINE_S)
+
+
+def test_a_run_whose_root_the_daemon_does_not_watch_is_not_taken_up_by_a_retry(
+    server: WandbServer, env: dict[str, str], tmp_path: Path
+):
+    finished_run(tmp_path / "elsewhere")
+    server.faults.add("status", kind="file_stream", run="run", status=403)
+    syncd(env, "sync", str(tmp_path / "elsewhere"))
+    syncd(env, "start", f"--root={tmp_path / 'runs'}")
+
+    retried = syncd(env, "retry", "demo/run", f"--root={tmp_path / 'elsewhere'}")
+
+    assert retried.returncode == 0, retried.stderr
+    assert "does not watch this run's root: `syncd sync " in retried.stdout
+
+
+def test_a_run_that_stands_still_for_another_reason_is_not_ended_by_anybodys_word(
+    server: WandbServer, env: dict[str, str], tmp_path: Path
+):
+    finished_run(tmp_path)
+    server.faults.add("status", kind="file_stream", run="run", status=403)
+    syncd(env, "sync", str(tmp_path))
+
+    ended = syncd(env, "retry", "demo/run", "--ended", f"--root={tmp_path}")
+
+    assert ended.returncode == 1
+    assert "HTTP 403: injected 403" in ended.stderr
+    assert "without --ended" in ended.stderr
+    assert not list((tmp_path / "demo" / "run" / "sync").glob("ended.*"))
+
+
+# -- what may be wrong with what is given --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["retry"], ["retry", "--new-id"], ["verify"]])
+def test_a_run_with_a_damaged_identity_is_a_sentence(env: dict[str, str], tmp_path: Path, command: list[str]):
+    finished_run(tmp_path)
+    (tmp_path / "demo" / "run" / "run.json").write_text("{}")
+
+    said = syncd(env, *command, str(tmp_path / "demo" / "run"))
+
+    assert said.returncode == 1
+    assert "Traceback" not in said.stderr
+    assert "restore the file from a copy" in said.stderr
+    assert not (tmp_path / "demo" / "run" / "sync").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--foreground"]])
+@pytest.mark.parametrize("place", ["a file", "in no directory that can be made"])
+def test_a_state_directory_that_cannot_be_is_a_sentence(
+    env: dict[str, str], tmp_path: Path, place: str, options: list[str]
+):
+    (tmp_path / "file").touch()
+    state = tmp_path / "file" if place == "a file" else Path("/proc/nowhere")
+
+    started = syncd({**env, "TIDELOG_STATE_DIR": str(state)}, "start", *options)
+    stopped = syncd({**env, "TIDELOG_STATE_DIR": str(state)}, "stop")
+
+    assert started.returncode == 1
+    assert "Traceback" not in started.stderr
+    assert "Set TIDELOG_STATE_DIR to a directory" in started.stderr
+    assert (stopped.returncode, stopped.stdout) == (0, "syncd is not running.\n")
+
+
+def test_a_root_that_no_file_system_can_have_is_passed_over(
+    server: WandbServer, env: dict[str, str], tmp_path: Path
+):
+    finished_run(tmp_path / "runs")
+    state = Path(env["TIDELOG_STATE_DIR"])
+    state.mkdir(parents=True)
+    (state / "roots.json").write_text(json.dumps(["/a\0b", str(tmp_path / "runs")]))
+
+    started = syncd(env, "start")
+    wait_for(lambda: server.runs() and server.runs()[0].complete, "the upload")
+
+    assert started.returncode == 0
+    assert syncd(env, "status").returncode == 0
+
+
+def test_start_says_what_is_watched_and_what_is_not_there(env: dict[str, str], tmp_path: Path):
+    started = syncd(env, "start", f"--root={tmp_path}", f"--root={tmp_path / 'typo'}")
+    page = json.loads((Path(env["TIDELOG_STATE_DIR"]) / "syncd.json").read_text())
+    second = syncd(env, "start", f"--root={tmp_path / 'other'}")
+    syncd(env, "stop")
+    syncd(env, "start")
+    third = syncd(env, "start")
+
+    assert started.returncode == 0
+    assert f"--root '{tmp_path / 'typo'}' is not there. It is watched as soon as it is." in started.stderr
+    assert page["roots"] == [str(tmp_path), str(tmp_path / "typo")]
+    assert (second.returncode, third.returncode) == (3, 3)
+    assert (
+        f"It watches '{tmp_path}' and '{tmp_path / 'typo'}', and no other root; `syncd status`"
+        in second.stderr
+    )
+    assert "It watches every root that a run was logged to;" in third.stderr
+
+
+def test_a_root_that_is_new_comes_onto_the_page(env: dict[str, str], tmp_path: Path):
+    state = Path(env["TIDELOG_STATE_DIR"])
+    syncd(env, "start")
+
+    (state / "roots.json").write_text(json.dumps([str(tmp_path)]))
+
+    def roots() -> list[str]:
+        found: list[str] = json.loads((state / "syncd.json").read_text())["roots"]
+        return found
+
+    assert roots() == []
+    wait_for(lambda: roots() == [str(tmp_path)], "the page")
+
+
+def test_start_shows_only_what_its_own_daemon_said_where_that_does_not_start(
+    env: dict[str, str], tmp_path: Path
+):
+    syncd(env, "start", f"--root={tmp_path}")
+    syncd(env, "stop")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "sitecustomize.py").write_text(
+        "import os, sys\nif '--foreground' in sys.orig_argv: os._exit(7)\n"
+    )
+
+    failed = syncd({**env, "PYTHONPATH": f"{broken}:{REPOSITORY}"}, "start", f"--root={tmp_path}")
+
+    assert failed.returncode == 1
+    assert "could not write why" in failed.stderr
+    assert "`syncd start --foreground` shows it" in failed.stderr
+
+
+def test_start_from_a_directory_with_a_module_of_pythons_name_starts(env: dict[str, str], tmp_path: Path):
+    # The command `syncd` itself does not look there.
+    (tmp_path / "queue.py").write_text("raise SystemExit('mine')\n")
+    starting = [
+        sys.executable,
+        "-c",
+        "import sys; sys.path.pop(0); from syncd.cli import main; main()",
+        "start",
+    ]
+
+    started = subprocess.run(starting, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert started.returncode == 0, started.stderr

@@ -172,7 +172,9 @@ def test_a_daemon_that_was_started_for_other_roots_is_bad_for_this_one(env: Env,
     page = Path(env["TIDELOG_STATE_DIR"]) / "syncd.json"
     with foreground(env, other) as daemon:
         wait_for(page.exists, "the daemon")
-        page.write_text(json.dumps({**json.loads(page.read_text()), "roots": [str(other)]}))
+        page.write_text(
+            json.dumps({**json.loads(page.read_text()), "has_chosen_roots": True, "roots": [str(other)]})
+        )
 
         code, found = doctor(env, f"--root={here}", f"--root={other}")
         daemon.terminate()
@@ -280,6 +282,39 @@ def test_the_unit_starts_this_syncd_and_holds_no_key(env: Env, tmp_path: Path) -
     refused = syncd(env, "service", "--install")
     assert (refused.returncode, path.read_text()) == (2, "[Service]\nExecStart=/mine\n")
     assert "was not written by syncd" in refused.stderr
+
+
+def test_the_unit_has_what_this_shell_would_say_to_syncd(env: Env) -> None:
+    said = {
+        "https_proxy": "http://me:secret@proxy:3128",
+        "http_proxy": "http://proxy:3128",
+        "all_proxy": "socks5://proxy",
+        "no_proxy": "localhost",
+        "ALL_PROXY": "socks5://proxy",
+        "XDG_STATE_HOME": "/elsewhere/state",
+        "NETRC": "/elsewhere/netrc",
+        "WANDB_CONFIG_DIR": "/elsewhere/wandb",
+    }
+
+    shown = syncd({**env, **said}, "service")
+
+    missing = [f'"{name}={value}"' for name, value in said.items()]
+    assert [each for each in missing if f"Environment={each}\n" not in shown.stdout] == []
+
+
+def test_a_unit_that_cannot_be_written_is_a_sentence_and_one_with_a_password_is_its_owners(
+    env: Env, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+
+    failed = syncd({**env, "XDG_CONFIG_HOME": str(tmp_path / "file")}, "service", "--install")
+    syncd({**env, "XDG_CONFIG_HOME": str(tmp_path / "config")}, "service", "--install")
+
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stderr
+    assert "the unit cannot be written" in failed.stderr
+    unit = tmp_path / "config" / "systemd" / "user" / "syncd.service"
+    assert unit.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("is_abstract", [False, True])

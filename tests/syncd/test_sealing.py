@@ -85,6 +85,40 @@ def test_a_damaged_run_is_said_once_and_keeps_no_other_from_being_sealed(
     assert not sealer._offered
 
 
+def test_a_child_that_cannot_be_started_is_tried_again_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    run_dir, later = (finished_run(tmp_path, name).piece.dir.parent for name in ("run", "later"))
+    # As while an environment is made anew; where no process may be begun it is the same error, with another number.
+    interpreter, made = tmp_path / "python", tmp_path / "made"
+    made.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    made.chmod(0o755)
+    sealer = Sealer([str(interpreter), "-m", "eventlog", "seal"], again_s=0.01)
+    tries = []
+    begin = sealer._begin
+
+    async def counted(run_dirs: list[Path]) -> asyncio.subprocess.Process | None:
+        tries.append(run_dirs)
+        return await begin(run_dirs)
+
+    sealer._begin = counted  # type: ignore[method-assign]
+
+    async def play(running: asyncio.Task[None]) -> None:
+        sealer.offer(run_dir)
+        await until(lambda: len(tries) > 3 or running.done())
+        made.rename(interpreter)
+        sealer.offer(later)
+        await until(lambda: not sealer._offered or running.done())
+
+    with caplog.at_level("INFO"):
+        seal_while(sealer, play)
+
+    assert not to_seal(run_dir)
+    assert not to_seal(later)
+    assert caplog.text.count("no process can be started that seals runs") == 1
+    assert caplog.text.count("runs are sealed again") == 1
+
+
 def test_who_stops_takes_the_child_along(tmp_path: Path):
     run_dir = finished_run(tmp_path).piece.dir.parent
     sealer = Sealer([sys.executable, "-c", "import time; time.sleep(600)"])
