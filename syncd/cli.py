@@ -38,7 +38,7 @@ from syncd import credentials, daemon_log, service
 from syncd.instance import LINGER_S, UNKNOWN, AlreadyRunning, Holder, Instance, NotToBeSeen
 from syncd.metadata import Edits
 from syncd.shipper import FLUSH_S
-from syncd.status import NOTHING_HEARD, Looking, RunStatus, Trend, as_json
+from syncd.status import A_COPY, NOTHING_HEARD, Looking, RunStatus, Trend, as_json
 from syncd.sync import FORCE, NothingThere, Outcome, Plan, Watcher, Wishes, plan, upload_as_new
 from syncd.sync import sync as run_sync
 from syncd.wandb_files import default_directory
@@ -498,6 +498,9 @@ def retry(roots: tuple[Path, ...], run: str, append: bool, new_id: bool, ended: 
     elif not standing:
         click.echo("Nothing keeps this run from being uploaded: `syncd status` shows how far it is.")
         return
+    elif any((cursor.error or "").startswith(A_COPY) for cursor in standing):
+        # Tried again it would stand still again: the other one goes on.
+        raise click.ClickException("; ".join(cursor.error for cursor in standing if cursor.error))
     elif ended:
         _vouch(run_dir, standing)
     else:

@@ -51,7 +51,7 @@ from syncd.http import Answer, dig
 from syncd.run_files import CONFIG, METADATA, config_yaml, metadata_json
 from syncd.run_uploads import RunUploads
 from syncd.shipper import FLUSH_S, Backoff, Batch, Outcome, Pace, Shipper, Verdict
-from syncd.status import NOTHING_HEARD, TAKEN_FOR_THERE, Progress, files_left, progress
+from syncd.status import A_COPY, NOTHING_HEARD, TAKEN_FOR_THERE, Progress, files_left, progress
 from syncd.track import STANDSTILL_S, Track
 from syncd.transfer import Made, MadeOnDisk, outcome_of_answer
 from syncd.wandb_api import WandbApi
@@ -71,7 +71,6 @@ COMPARED_S = 0.2
 DAMAGED = "damaged or missing in the log"
 UNREADABLE = "none of its records can be read: `eventlog verify` shows the damage"
 OFFLINE_MODE = "logged with mode=offline: `syncd sync` uploads it"
-A_COPY = "a copy of "
 REWOUND = (
     "it goes back to step {step:g}, and what is there behind that cannot be taken back here. `wandb sync` of that "
     "piece's directory can; `--force append` sends its rows behind those that are there."

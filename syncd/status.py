@@ -28,6 +28,7 @@ from syncd.fold import LINE_TOO_LONG, REPEATED_STEP
 # So often a look says how far it is.
 _PROGRESS_RUNS = 100
 # How the error of a run begins whose writer, on another host, gave no sign of life.
+A_COPY = "a copy of "
 NOTHING_HEARD = "nothing was heard"
 ALERT_TOO_OLD = "alert older than an hour, not sent"
 ALERT_UNCERTAIN = "alert that may not have arrived; it is not sent twice"

@@ -29,6 +29,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def begun(state: Path, pid: int, ago_s: float = 0.0, **elsewhere: str) -> None:
     """Let a daemon have written its text so long ago."""
     text = {"host": this_host(), "boot_id": this_boot_id(), "pid": pid, "locked": False, **elsewhere}
+    text["pid_namespace"] = os.stat("/proc/self/ns/pid").st_ino
     heartbeat = int((time.time() - ago_s) * 1e6)
     (state / "syncd.lock").write_text(json.dumps({**text, "heartbeat": heartbeat}) + "\n")
 
