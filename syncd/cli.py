@@ -527,6 +527,8 @@ def _try_again(run_dir: Path, cursor: cursors.Cursor, append: bool) -> None:
     """Take back that the run stands still; with `append`, let it be uploaded behind what is there."""
     lease = _lease(run_dir, cursor.sink)
     try:
+        # Who had the run may have written a newer one when it let go.
+        cursor = cursors.load(run_dir, cursor.sink) or cursor
         choice = APPEND if append else None
         tried = replace(cursor, state="waiting", error=None, choice=choice)
         if append:
@@ -725,6 +727,8 @@ def _serve(instance: Instance, roots: tuple[Path, ...], flush_s: float, linger_s
         def look(run_dir: Path) -> bool:
             if run_dir.parent.parent not in watched:
                 return False
+            # A person asks: how long it meant to wait, after a failure say, counts for nothing any more.
+            daemon.let_go(run_dir)
             daemon.hint(run_dir)
             return True
 

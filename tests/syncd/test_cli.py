@@ -585,9 +585,9 @@ def test_a_run_that_waits_for_its_next_try_can_be_retried_beside_the_daemon_that
     wait_for(lambda: status(env, tmp_path / "runs")["runs"][0]["error"], "the daemon to wait with the run")
     # So often that its next try is not at once.
     wait_for(lambda: server.faults.happened >= 3, "some tries")
-    server.faults.clear()
 
     retried = syncd(env, "retry", "demo/run", *options, f"--root={tmp_path / 'runs'}")
+    server.faults.clear()
     # Behind another log's rows it goes once these stood still for ten seconds.
     wait_for(lambda: any(run.complete for run in server.runs()), "the upload", 30.0)
 
