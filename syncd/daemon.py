@@ -545,6 +545,7 @@ class Daemon:
         except NotARun as error:
             # Deleted or moved: the next scan finds out which.
             log.debug("%s", error)
+            self._window.discard(entry.key)
             self._set_due(entry, now_s + WARM_S)
             return
         if sync.identity.log_id != entry.log_id:

@@ -492,7 +492,9 @@ async def _upload(
             for key, entry in daemon.entries.items():
                 # What is all there is looked at once more, and not for ever.
                 if key not in there:
-                    runs[key] = daemon.progress_of(entry)
+                    # One that was deleted this moment is said to be gone at the end.
+                    with suppress(NotARun, OSError):
+                        runs[key] = daemon.progress_of(entry)
                     there.update([key] if entry.caught_up else [])
             trouble = None if gate.is_open else gate.reason
             records = sum(run.records for run in runs.values())

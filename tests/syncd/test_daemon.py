@@ -832,3 +832,23 @@ def test_while_the_key_is_refused_no_run_is_held(server: WandbServer, tmp_path: 
 
     piece.die()
     assert server.violations == []
+
+
+def test_runs_whose_identity_is_damaged_hold_no_place_in_the_window(
+    server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(daemon_module, "WINDOW", 2)
+    fill_project(tmp_path, "bad", 2)
+    fill_project(tmp_path, "good", 1)
+
+    async def damaged_before_their_turns() -> None:
+        daemon = Daemon(**options_of(server, tmp_path, until_synced=False))
+        for run_dir in sorted((tmp_path / "bad").iterdir()):
+            daemon._add(run_dir)
+            (run_dir / "run.json").write_text("{")
+        running = asyncio.ensure_future(daemon.run())
+        await until(lambda: is_complete(server, "good0"), "the run that is whole")
+        daemon.stop()
+        await asyncio.wait_for(running, DEADLINE_S)
+
+    asyncio.run(damaged_before_their_turns())
