@@ -314,7 +314,9 @@ class Daemon:
         self._hinted.difference_update(hinted)
         self._hints_at_s = now_s if self._hinted else now_s + HINTS_S
         for run_dir in hinted:
-            if run_dir not in self.twins or run_id_there(run_dir) is not None:
+            is_left_out = run_dir in self.twins and run_id_there(run_dir) is None
+            # A copy that goes on where the other stands still is the run from now on.
+            if not is_left_out or _is_written(run_dir, 0):
                 self.twins.pop(run_dir, None)
                 self._add(run_dir)
             keys = [(run_dir, 0)]
@@ -532,12 +534,7 @@ class Daemon:
         if len(self._window) < WINDOW:
             self._window.add(entry.key)
             return True
-        run_dir, rank = entry.key
-        try:
-            return is_written(run_dir, pieces_of(run_dir, rank))
-        except OSError:
-            # Its turn finds out what is the matter.
-            return True
+        return _is_written(*entry.key)
 
     def _start_turn(self, entry: Entry, now_s: float) -> None:
         try:
@@ -802,6 +799,14 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         # Not to be looked at, so there is nothing to say against it.
+        return True
+
+
+def _is_written(run_dir: Path, rank: int) -> bool:
+    try:
+        return is_written(run_dir, pieces_of(run_dir, rank))
+    except OSError:
+        # Its turn finds out what is the matter.
         return True
 
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from eventlog import roots as known_roots
 from eventlog.reader import find_runs
 from syncd import credentials, mounts
-from syncd.instance import Instance
+from syncd.instance import Instance, NotToBeSeen
 from syncd.status import lines_of, obstacle
 
 if TYPE_CHECKING:
@@ -89,20 +89,24 @@ def findings(
 
 
 def _daemon(instance: Instance) -> Finding:
-    pid = instance.running_pid()
-    if pid is None:
+    try:
+        holder = instance.holder()
+    except NotToBeSeen as error:
+        what, _, mend = str(error).partition(": ask ")
+        return Finding("daemon", ODD, what, f"ask {mend}")
+    if holder is None:
         return Finding("daemon", ODD, "no syncd runs here", "syncd start, or once: syncd sync")
     page = instance.page()
     if page.get("state") == "offline":
         return Finding(
-            "daemon", ODD, f"process {pid} is offline: {page.get('error') or 'no reason said'}", "see below"
+            "daemon", ODD, f"{holder} is offline: {page.get('error') or 'no reason said'}", "see below"
         )
     if page.get("degraded"):
         return Finding(
-            "daemon", ODD, f"process {pid} runs, degraded: {page['degraded']}",
+            "daemon", ODD, f"{holder} runs, degraded: {page['degraded']}",
             "nothing is lost: it costs some seconds of latency, and is tried again by itself",
         )  # fmt: skip
-    return Finding("daemon", WELL, f"process {pid} runs")
+    return Finding("daemon", WELL, f"{holder} runs")
 
 
 def _key(url: str, has_key: bool) -> Finding:

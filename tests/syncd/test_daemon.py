@@ -740,6 +740,26 @@ def test_of_a_run_and_its_backup_the_one_that_is_written_goes_on(server: WandbSe
     assert server.violations == []
 
 
+def test_a_copy_that_goes_on_is_the_run_from_then_on(server: WandbServer, tmp_path: Path):
+    piece = live_run(tmp_path / "a")
+    piece.die()
+    run_dir = tmp_path / "b" / "demo" / "run"
+    shutil.copytree(tmp_path / "a" / "demo" / "run", run_dir)
+
+    def play(daemon: Daemon) -> None:
+        wait_for(lambda: rows(server) == [0], "the first row")
+        wait_for(lambda: run_dir in daemon.twins, "the copy to be left out")
+        goes_on = resumed(piece.identity, tmp_path / "b")
+        goes_on.log(x=1, step=1, commit=True)
+        daemon.hint(run_dir)
+        wait_for(lambda: rows(server) == [0, 1], "the row that only the copy has", SOON_S)
+        goes_on.die()
+
+    sync_while(server, tmp_path, play, roots=lambda: [tmp_path / "a", tmp_path / "b"])
+
+    assert server.violations == []
+
+
 def test_one_directory_by_two_ways_is_one_run(server: WandbServer, tmp_path: Path):
     finished_run(tmp_path / "root")
     (tmp_path / "way").symlink_to("root")
