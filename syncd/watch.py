@@ -38,6 +38,8 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 from watchdog.utils import BaseThread, UnsupportedLibcError
 
+from eventlog.cursor import SYNC_DIR
+from eventlog.piece import RUN_FILE, lock_owner_is_gone
 from eventlog.reader import find_runs
 from syncd import mounts
 
@@ -346,6 +348,9 @@ class _Observer:
             def add_callback(
                 self, path: bytes, mask: Mask, callback: WatchCallback, id_: CallbackId
             ) -> WatchDescriptor:
+                if not may_grow(Path(os.fsdecode(path))):
+                    # As if it were gone: watchdog goes on without it.
+                    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
                 try:
                     return super().add_callback(path, mask, callback, id_)
                 except OSError as error:
@@ -400,6 +405,16 @@ def run_of(root: Path, path: Path) -> Path | None:
     if len(parts) < 2 or (len(parts) > 2 and parts[2] == "sync"):
         return None
     return root / parts[0] / parts[1]
+
+
+def may_grow(directory: Path) -> bool:
+    """Whether there may be news in a directory: not in a run's `sync` and `files`, nor in a piece whose writer is gone.
+
+    Of ten thousand runs nearly all are over: theirs would be two thirds of the watches, and of the memory for them.
+    """
+    if not (directory.parent / RUN_FILE).exists():
+        return True
+    return directory.name not in (SYNC_DIR, "files") and not lock_owner_is_gone(directory)
 
 
 def _identity(root: Path) -> Identity | None:

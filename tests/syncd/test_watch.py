@@ -34,7 +34,7 @@ from syncd.http import Answer
 from syncd.instance import Instance
 from syncd.watch import NO_MORE, POLL_S, RETRY_S, Watch
 from tests.faults.machine import Removable
-from tests.logs import handmade_run
+from tests.logs import handmade_run, resumed
 from tests.syncd.syncing import sync_while, xs
 from tests.wandb_server import WandbServer
 from tests.wandb_server.waiting import wait_for
@@ -107,6 +107,35 @@ def test_what_is_written_in_a_run_is_hinted_at_once(watching: Watching) -> None:
     watching.hears_of(run_dir)
     assert watching.watch.polled == {}
     assert watching.watch.degraded is None
+
+
+def test_of_a_run_that_is_over_one_directory_is_watched_and_what_resumes_it_is_heard(
+    watching: Watching,
+) -> None:
+    (root,) = watching.roots
+    piece = handmade_run(root)
+    piece.die()
+    run_dir = root / "demo" / "run"
+    for name in ("sync", "files"):
+        (run_dir / name).mkdir(exist_ok=True)
+    before = watches()
+    watching.begin()
+
+    # The root, the project, the run.
+    assert watches() - before == 3
+    goes_on = resumed(piece.identity, root)
+    watching.hears_of(run_dir)
+    wait_for(lambda: watches() - before == 4, "the new piece to be watched")
+    watching.hinted.clear()
+    goes_on.log(x=1, step=1)
+    watching.hears_of(run_dir)
+    goes_on.die()
+
+
+def watches() -> int:
+    """Return how many directories this process watches."""
+    told = [Path(f"/proc/self/fdinfo/{fd}") for fd in os.listdir("/proc/self/fdinfo")]
+    return sum(each.read_text().count("inotify wd:") for each in told if each.exists())
 
 
 def test_what_the_daemon_itself_reads_and_writes_is_no_hint(watching: Watching) -> None:  # faults: 42
