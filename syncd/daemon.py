@@ -28,6 +28,7 @@ import heapq
 import logging
 import os
 import random
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -60,7 +61,7 @@ HANGING_MAX = 32
 # So many that hang say that the next of their project will.
 HANGING_OF_PROJECT = 2
 # Each takes a file descriptor and the memory of a fold; for `MAX_TURNS` requests a few would do.
-WINDOW = 64
+WINDOW = 32
 SCAN_S = 60.0
 # So many runs are looked at, or looked for, before a turn may go on: some milliseconds' worth.
 AT_ONCE = 50
@@ -417,7 +418,8 @@ class Daemon:
         sink = Sink(
             self.api.base_url,
             self.entity or identity.entity,
-            self.project or identity.project,
+            # One text for all runs of a project.
+            sys.intern(self.project or identity.project),
             f"{run_id}-rank{rank}" if rank else run_id,
         )
         entry = Entry((run_dir, rank), identity.log_id, sink, run_id_there=other_id)
