@@ -533,7 +533,9 @@ class Uploader:
             assert not (wrong := differences([wanted.summary], [summary])), f"rows: summary {wrong}"
         elif cursor is not None:
             assert any(reason.startswith("summary refused") for reason in cursor.not_shown), "rows: summary"
-        assert (run.complete, run.exitcode) == (wanted.exitcode is not None, wanted.exitcode)
+        # It goes with the last rows, so a client that loses those may be found out by it.
+        ended = (run.complete, run.exitcode)
+        assert ended == (wanted.exitcode is not None, wanted.exitcode), f"rows: ended {ended}"
         assert run.replayed_lines <= self.sent_again + self.api.unsure_lines, (
             "rows: some were sent again in vain"
         )
