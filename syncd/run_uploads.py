@@ -174,6 +174,9 @@ class RunUploads:
 
     def due_s(self) -> float:
         """Return when there is something more to do without a hint."""
+        if self._telling is None and self._uploads.done is not None:
+            # What was stored while something else was being told is yet to be told itself.
+            return float("-inf")
         if self._step is not None:
             return float("inf")
         return self.backoff.not_before_s if self._uploads.has_work or self._track.more else float("inf")

@@ -23,6 +23,7 @@ from syncd.artifacts import manifest_digest
 from syncd.cli import main
 from syncd.daemon import Daemon
 from syncd.run_sync import DAMAGED, STALE_S, RunSync
+from syncd.uploads import BATCH_FILES
 from syncd.wandb_api import Answer, WandbApi
 from tests import logs
 from tests.logs import HandmadePiece, handmade_run, resumed
@@ -44,9 +45,12 @@ def rank_of(primary: HandmadePiece, rank: int, rows: int = 2) -> HandmadePiece:
 
 
 def stored_file(piece: HandmadePiece, path: str, content: bytes) -> None:
-    """Log a file of the run."""
-    stored = Store(piece.piece.dir.parent, is_durable=False).put(content)
-    files = HandmadePiece(piece.identity, piece.piece, "files")
+    """Log the one file of the piece."""
+    log_file(HandmadePiece(piece.identity, piece.piece, "files"), path, content)
+
+
+def log_file(files: HandmadePiece, path: str, content: bytes) -> None:
+    stored = Store(files.piece.dir.parent, is_durable=False).put(content)
     files.log("file", path=path, sha256=stored.sha256, size=stored.size)
 
 
@@ -391,6 +395,29 @@ def test_damage_among_the_files_is_counted_once_whenever_they_are_read_again(
 
     (cursor,) = cursors(tmp_path / "demo" / "run")
     assert cursor.not_shown[DAMAGED] == 1
+
+
+def test_files_that_are_stored_while_others_wait_to_be_told_are_told_next(
+    server: WandbServer, tmp_path: Path
+):
+    piece = handmade_run(tmp_path)
+    for i in range(10):
+        piece.log(x=i, text="t" * 60_000, step=i)
+    piece.log("exit", exitcode=0)
+    # More than are asked for at once, and all stored before the last of some slow batches leaves, which tells of them.
+    names = [f"{i}.bin" for i in range(BATCH_FILES + 8)]
+    files = HandmadePiece(piece.identity, piece.piece, "files")
+    for name in names:
+        log_file(files, name, name.encode())
+    piece.die()
+    server.faults.add("status", kind="file_stream", status=413, over_bytes=200_000)
+    server.faults.add("hang", kind="file_stream", hang_s=0.3)
+
+    sync(server, tmp_path)
+
+    run = server.run("ent", "demo", "run")
+    assert run.complete
+    assert {*names, "config.yaml", "wandb-summary.json"} <= set(run.uploaded)
 
 
 def test_a_console_that_is_replayed_changes_no_line_there(server: WandbServer, tmp_path: Path):  # faults: 47
