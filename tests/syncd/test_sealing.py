@@ -123,11 +123,13 @@ def test_who_stops_takes_the_child_along(tmp_path: Path):
     run_dir = finished_run(tmp_path).piece.dir.parent
     sealer = Sealer([sys.executable, "-c", "import time; time.sleep(600)"])
     children: list[psutil.Process] = []
+    # Of this process's other tests, some may be ending.
+    others = psutil.Process().children()
 
     async def play(running: asyncio.Task[None]) -> None:
         sealer.offer(run_dir)
-        await until(psutil.Process().children)
-        children.extend(psutil.Process().children())
+        await until(lambda: set(psutil.Process().children()) - set(others))
+        children.extend(child for child in psutil.Process().children() if child not in others)
         await until(lambda: os.getpriority(os.PRIO_PROCESS, children[0].pid) == 19)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
