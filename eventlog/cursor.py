@@ -23,6 +23,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from eventlog.piece import (
+    LOCK_TEXT_MAX_BYTES,
+    ask_lock,
     lock_text,
     may_live,
     open_lock,
@@ -44,7 +46,6 @@ CONTINUE = "continue"
 _RUN_ID_FILE = "run-id"
 # After a crash another host waits so long before it takes a run over; and a host that holds one says so that often.
 LEASE_S, RENEW_S = 180.0, 30.0
-_LEASE_MAX_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,8 @@ class Lease:
         directory = run_dir / SYNC_DIR
         directory.mkdir(mode=0o700, exist_ok=True)
         fd = open_lock(directory / f"{sink.name}.lock")
-        if is_leased(fd, is_locked := try_lock(fd), now_us):
+        is_locked = try_lock(fd)
+        if is_leased(is_locked, os.pread(fd, LOCK_TEXT_MAX_BYTES, 0), now_us):
             os.close(fd)
             return None
         return cls(fd, now_us, is_locked is True)
@@ -172,7 +174,7 @@ class Lease:
         """Say now and then that the run is held; return False if another process may have taken it since."""
         # What was removed holds nobody off who makes it anew.
         is_there = os.fstat(self._fd).st_nlink > 0
-        if not is_there or os.pread(self._fd, _LEASE_MAX_BYTES, 0) != self._said:
+        if not is_there or os.pread(self._fd, LOCK_TEXT_MAX_BYTES, 0) != self._said:
             return False
         if abs(now_us - self._said_us) > RENEW_S * 1e6:
             self._say(now_us)
@@ -181,7 +183,7 @@ class Lease:
     def release(self) -> None:
         # A disk that became read-only, or went: the lock goes all the same, and the text is not believed for long.
         with suppress(OSError):
-            if os.pread(self._fd, _LEASE_MAX_BYTES, 0) == self._said:
+            if os.pread(self._fd, LOCK_TEXT_MAX_BYTES, 0) == self._said:
                 os.ftruncate(self._fd, 0)
         with suppress(OSError):
             os.close(self._fd)
@@ -191,14 +193,14 @@ class Lease:
         # A disk that refuses it costs nothing.
         with suppress(OSError):
             write_lock_text(self._fd, now_us, self._is_locked)
-        self._said = os.pread(self._fd, _LEASE_MAX_BYTES, 0)
+        self._said = os.pread(self._fd, LOCK_TEXT_MAX_BYTES, 0)
 
 
-def is_leased(fd: int, is_locked: bool | None, now_us: int) -> bool:
-    """Say whether another process holds the run whose lock file this is; `is_locked` is what `try_lock` said of it."""
+def is_leased(is_locked: bool | None, line: bytes, now_us: int) -> bool:
+    """Say whether another process holds the run, by what `try_lock` said of its lock file, and by the text of that."""
     if is_locked is False:
         return True
-    text = text_of(os.pread(fd, _LEASE_MAX_BYTES, 0))
+    text = text_of(line)
     # A clock that is far ahead would hold the run for as long after a crash.
     if not text or abs(now_us - text["heartbeat"]) >= LEASE_S * 1e6:
         return False
@@ -208,23 +210,19 @@ def is_leased(fd: int, is_locked: bool | None, now_us: int) -> bool:
 
 def is_held(run_dir: Path, now_us: int) -> bool:
     """Say whether an uploader, on whatever host, holds the run for any of its destinations."""
-    try:
-        names = os.listdir(run_dir / SYNC_DIR)
-    except OSError:
-        return False
-    for name in names:
-        if name.endswith(".lock"):
+    with suppress(OSError):
+        for path in lease_files(run_dir):
             # One that went meanwhile, or may not be opened, says nothing.
             with suppress(OSError):
-                fd = os.open(
-                    run_dir / SYNC_DIR / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-                )
-                try:
-                    if is_leased(fd, try_lock(fd, shared=True), now_us):
-                        return True
-                finally:
-                    os.close(fd)
+                if is_leased(*ask_lock(path), now_us):
+                    return True
     return False
+
+
+def lease_files(run_dir: Path) -> list[Path]:
+    """Return the lock files of the run's destinations, or raise `OSError`."""
+    directory = run_dir / SYNC_DIR
+    return [directory / name for name in os.listdir(directory) if name.endswith(".lock")]
 
 
 def run_id_there(run_dir: Path) -> str | None:

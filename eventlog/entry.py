@@ -32,12 +32,13 @@ from eventlog.piece import (
     LOCK_FILE,
     Piece,
     RunIdentity,
+    ask_lock,
     claim_primary,
     claim_secondary,
     lock_text,
     primaries,
     ran_here,
-    try_lock,
+    text_of,
 )
 from eventlog.reader import read
 from eventlog.record import Record
@@ -312,18 +313,13 @@ def _looks_alive(piece_dir: Path) -> bool:
 def _seen_by_lock(piece_dir: Path) -> bool | None:
     """Say what the lock says: held, free for good, or (None) that it cannot be known from here."""
     try:
-        fd = os.open(piece_dir / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        is_free, line = ask_lock(piece_dir / LOCK_FILE)
     except FileNotFoundError:
         # Claimed and not locked: killed in between, or right now in between. Nobody has written anything.
         return None
-    try:
-        is_free = try_lock(fd, shared=True)
-    finally:
-        os.close(fd)
     if not is_free:
         return True if is_free is False else None
-    text = lock_text(piece_dir)
-    return False if ran_here(text) else None
+    return False if ran_here(text_of(line)) else None
 
 
 def _owner(piece_dir: Path) -> str:

@@ -34,7 +34,7 @@ LOCK_FILE = "lock"
 HEARTBEAT_S = 30.0
 # A writer on another host is not waited for any longer than this without a sign of life. FORMAT.md, "Pieces and writers".
 STALE_S = 600.0
-_LOCK_TEXT_MAX_BYTES = 4096
+LOCK_TEXT_MAX_BYTES = 4096
 # A process that is younger than what it is said to have written is another one; a clock is set by less than this.
 _CLOCK_S = 2.0
 
@@ -216,22 +216,13 @@ def closed(run_dir: Path, writer: str) -> bool:
 def lock_owner_is_gone(piece_dir: Path) -> bool:
     """Say whether the piece's writer is certainly dead: a free lock of this host, or of one of its earlier boots."""
     try:
-        fd = os.open(piece_dir / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        is_free, line = ask_lock(piece_dir / LOCK_FILE)
     except OSError:
         # Not created yet, or out of reach: nothing is certain.
         return False
-    try:
-        if not try_lock(fd, shared=True):
-            # Held; or there are no locks, and nothing is certain.
-            return False
-        try:
-            text = orjson.loads(os.pread(fd, _LOCK_TEXT_MAX_BYTES, 0))
-            return isinstance(text, dict) and "host" in text and ran_here(text)
-        except (OSError, ValueError):
-            # Not a text of ours, or one that a full disk cut short: nothing is certain.
-            return False
-    finally:
-        os.close(fd)
+    # Held; or there are no locks; or not a text of ours, or one that a full disk cut short: nothing is certain.
+    text = text_of(line)
+    return is_free is True and "host" in text and ran_here(text)
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -271,22 +262,35 @@ def hold(path: Path) -> int | None:
     return None
 
 
-def holder_here(path: Path) -> dict[str, Any] | None:
-    """Return what a lock file says of the process on this host that holds it; None if none does.
+def ask_lock(path: Path) -> tuple[bool | None, bytes]:
+    """Return what `try_lock` says of a lock file, which is not held by it any more, and its text.
+
+    Raises `OSError` if it cannot be opened.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return try_lock(fd, shared=True), os.pread(fd, LOCK_TEXT_MAX_BYTES, 0)
+    finally:
+        os.close(fd)
+
+
+def holder_by(is_free: bool | None, line: bytes) -> dict[str, Any] | None:
+    """Return what the text of a lock says of the process on this host that holds it, by what `try_lock` said; or None.
 
     Without locks it is the text that is believed, as long as its process lives.
     """
+    text = text_of(line)
+    if is_free is None:
+        return text if text.get("host") == this_host() and may_live(text) else None
+    return None if is_free else text
+
+
+def holder_here(path: Path) -> dict[str, Any] | None:
+    """Return what a lock file says of the process on this host that holds it; None if none does, or if it cannot be opened."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return holder_by(*ask_lock(path))
     except OSError:
         return None
-    try:
-        held = try_lock(fd, shared=True)
-        text = text_of(os.pread(fd, _LOCK_TEXT_MAX_BYTES, 0))
-    finally:
-        os.close(fd)
-    is_here = text.get("host") == this_host() and may_live(text)
-    return text if held is False or (held is None and is_here) else None
 
 
 def write_lock_text(fd: int, now_us: int, is_locked: bool = True) -> None:

@@ -298,10 +298,6 @@ class Daemon:
             self._wake.set()
         self._hinted.add(run_dir)
 
-    def let_go(self, run_dir: Path) -> bool:
-        """Hold a run no longer, until the next hint of it or scan; False while it has a request in flight."""
-        return self._forget(run_dir)
-
     def _look_at_once(self, run_dir: Path, rank: int) -> None:
         """What a run had begun beside its turns is done: no need to wait, as for a hint, that there be more."""
         entry = self.entries.get((run_dir, rank))
@@ -348,7 +344,7 @@ class Daemon:
             yield run_dir
         for key in [key for key in self.entries if key[0] not in found]:
             if not _exists(key[0]) and key in self.entries and self.entries[key].task is None:
-                self._let_go(key)
+                self._drop(key)
 
     def _add(self, run_dir: Path) -> None:
         """Take up a run that is not known yet, and its ranks if each is to be a run of its own."""
@@ -362,7 +358,7 @@ class Daemon:
         known = self.entries.get((run_dir, 0))
         if known is not None and known.run_id_there != run_id_there(run_dir):
             # A person wants it uploaded under another id from now on.
-            if not self._forget(run_dir):
+            if not self.let_go(run_dir):
                 return
             known = None
         if known is None:
@@ -373,16 +369,16 @@ class Daemon:
                 if (run_dir, rank) not in self.entries:
                     self._add_rank(run_dir, rank)
 
-    def _forget(self, run_dir: Path) -> bool:
-        """Let a run and its ranks go; False while one of them has a request in flight."""
+    def let_go(self, run_dir: Path) -> bool:
+        """Hold a run and its ranks no longer, until the next hint or scan; False while one has a request in flight."""
         keys = [key for key in self.entries if key[0] == run_dir]
         if any(self.entries[key].task is not None for key in keys):
             return False
         for key in keys:
-            self._let_go(key)
+            self._drop(key)
         return True
 
-    def _let_go(self, key: RunKey) -> None:
+    def _drop(self, key: RunKey) -> None:
         self.entries.pop(key).close()
         self._window.discard(key)
         self._undone.discard(key)
@@ -391,7 +387,7 @@ class Daemon:
 
     def _take_up_anew(self, run_dir: Path) -> None:
         """Another log lies under the path of a run."""
-        if self._forget(run_dir):
+        if self.let_go(run_dir):
             self._add(run_dir)
 
     def _ranks_of(self, run_dir: Path) -> list[int]:
@@ -434,7 +430,7 @@ class Daemon:
                 return
             # A backup, say, whose name comes first.
             copy = self.entries[first, rank]
-            if not self._forget(first):
+            if not self.let_go(first):
                 self._hinted.add(run_dir)
                 return
             self._leave_out(copy, run_dir)
@@ -585,7 +581,7 @@ class Daemon:
             entry.sync, entry.got_to = None, ()
         if self.until_synced and sync.trouble is not None and not _exists(sync.run_dir):
             # It was asked for by its path: there is nowhere else to look.
-            self._let_go(key)
+            self._drop(key)
         elif sync.is_replaced:
             self._take_up_anew(sync.run_dir)
         elif sync.rank == 0 and sync.run_dir not in self._wants_ranks:

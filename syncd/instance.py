@@ -15,15 +15,18 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from eventlog import roots
 from eventlog.piece import (
-    may_live,
+    LOCK_TEXT_MAX_BYTES,
+    ask_lock,
+    holder_by,
     open_lock,
     text_of,
     this_boot_id,
@@ -36,7 +39,6 @@ log = logging.getLogger("syncd")
 ASKING_S = 0.1
 # What was logged before a stop is sent within this: far less than who asked for it, systemd say, waits.
 LINGER_S = 5.0
-_TEXT_MAX_BYTES = 4096
 UNKNOWN = "unknown"
 """What the page says of a daemon that runs and has not said how it is."""
 
@@ -56,12 +58,11 @@ class Holder:
         return cls(os.getpid(), this_host(), this_boot_id(), _pid_namespace())
 
     @classmethod
-    def of(cls, text: bytes) -> Holder:
+    def of(cls, said: Mapping[str, Any]) -> Holder:
         """
-        >>> Holder.of(b'{"pid": 7, "host": "node1", "boot_id": "b", "pid_namespace": 1}').pid, Holder.of(b"7").pid
+        >>> Holder.of({"pid": 7, "host": "node1", "boot_id": "b", "pid_namespace": 1}).pid, Holder.of({}).pid
         (7, 0)
         """
-        said = text_of(text)
         pid, namespace = said.get("pid"), said.get("pid_namespace")
         return cls(
             pid if type(pid) is int else 0,
@@ -116,8 +117,8 @@ class Instance:
     def __init__(self, state_dir: Path) -> None:
         self.directory = state_dir
         self.log_path = state_dir / "syncd.log"
-        self._lock_path = state_dir / "syncd.lock"
-        self._page_path = state_dir / "syncd.json"
+        self._lock_path = state_dir / roots.DAEMON_LOCK
+        self._page_path = state_dir / roots.DAEMON_PAGE
         self._fd = -1
 
     def acquire(self) -> None:
@@ -128,7 +129,7 @@ class Instance:
         deadline_s = time.monotonic() + ASKING_S
         while (held := try_lock(fd)) is False and time.monotonic() <= deadline_s:
             time.sleep(0.005)
-        holder = None if held else _holder_by(held, os.pread(fd, _TEXT_MAX_BYTES, 0))
+        holder = _holder_by(held, os.pread(fd, LOCK_TEXT_MAX_BYTES, 0))
         if holder is not None:
             os.close(fd)
             raise AlreadyRunning(holder, self.only_roots())
@@ -161,7 +162,7 @@ class Instance:
             return None
         else:
             # Without locks two may begin at the same moment: who wrote its text last stays.
-            said = Holder.of(os.pread(self._fd, _TEXT_MAX_BYTES, 0))
+            said = Holder.of(text_of(os.pread(self._fd, LOCK_TEXT_MAX_BYTES, 0)))
             is_ours = not said.is_here or said.pid == os.getpid()
             if is_ours and (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino):
                 return None
@@ -173,16 +174,11 @@ class Instance:
     def holder(self) -> Holder | None:
         """Return who is the daemon, or None if none runs; raise `NotToBeSeen` where that cannot be told."""
         try:
-            fd = os.open(self._lock_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return _holder_by(*ask_lock(self._lock_path))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise NotToBeSeen(self._lock_path, error) from None
-        try:
-            held = try_lock(fd, shared=True)
-            return None if held else _holder_by(held, os.pread(fd, _TEXT_MAX_BYTES, 0))
-        finally:
-            os.close(fd)
 
     def running_pid(self) -> int | None:
         """Return the running daemon's process id where it runs, 0 if it could not say it; None if none is known to run."""
@@ -223,12 +219,9 @@ class Instance:
         return list(page.get("roots", [])) if page.get("has_chosen_roots") else None
 
 
-def _holder_by(held: bool | None, text: bytes) -> Holder | None:
-    """Return whom the lock's text names, by what `try_lock` said; without locks, one of this host whose process lives."""
-    said = text_of(text)
-    if held is None and not (said.get("host") == this_host() and may_live(said)):
-        return None
-    return Holder.of(text)
+def _holder_by(is_free: bool | None, line: bytes) -> Holder | None:
+    said = holder_by(is_free, line)
+    return None if said is None else Holder.of(said)
 
 
 def _pid_namespace() -> int | None:

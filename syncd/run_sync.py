@@ -1176,8 +1176,7 @@ class RunSync:
             self._note_upload_trouble(trouble)
         uploads.read(self._has_ended(uploads.writer), now_s)
         # Together with what was logged, if that is not on its way yet: a request for each file costs enough.
-        if self._events.ended and not self._replaying:
-            self._has_made_all()
+        has_made_all = self._has_made_all()
         uploads.begin(now_s)
         if self._shipper.has_told_uploads:
             paths = uploads.to_tell()
@@ -1185,23 +1184,23 @@ class RunSync:
             if not paths:
                 # An artifact, or what could not be stored: there is nothing to tell.
                 self._cursor = replace(self._cursor, **uploads.told())
-        if self._events.ended and not self._replaying:
+        if has_made_all:
             self._want_exit()
 
     def _want_exit(self) -> bool:
-        """Let the run be complete, unless something of it is left here that this would come too early for."""
+        """Let a run of which all is made be complete, unless something is left here that this would come too early for."""
         assert self._uploads is not None
-        if not self._has_made_all() or not self._uploads.is_telling_all or self._has_alerts:
+        if not self._uploads.is_telling_all or self._has_alerts:
             return False
         self._shipper.want_exit(self._fold.exitcode)
         return True
 
     def _has_made_all(self) -> bool:
-        """Let the files that are made from the log be stored as they are to be now; say whether they are."""
+        """Once all is folded, let the files that are made from the log be stored as they are to be; say whether they are."""
         uploads = self._uploads
         assert uploads is not None
         assert self._attached is not None
-        if self._has_folded_nothing:
+        if not self._events.ended or self._replaying or self._has_folded_nothing:
             return False
         config = self._wanted_config()
         if self._environment is None:
@@ -1270,7 +1269,8 @@ class RunSync:
         if self._attached is None or self.trouble is not None or self.parked:
             return
         assert self._uploads is not None
-        if self._events.ended and not self._replaying and not self._want_exit():
+        is_over = self._events.ended and not self._replaying
+        if is_over and not (self._has_made_all() and self._want_exit()):
             return
         has_read_all = not self._events.more and not self._text.more and not self._may_follow
         has_read_all = has_read_all and self._blocked is None

@@ -27,10 +27,10 @@ from typing import Any
 
 import orjson
 
-from eventlog.cursor import SYNC_DIR, is_leased
+from eventlog.cursor import is_leased, lease_files
 from eventlog.errors import NotARun
 from eventlog.imported import ImportedPiece, header_of, segments_of
-from eventlog.piece import RUN_FILE, RunIdentity, primaries, sync_directory, try_lock
+from eventlog.piece import RUN_FILE, RunIdentity, ask_lock, primaries, sync_directory
 from eventlog.reader import StreamReader, find_runs
 from eventlog.segment import primary_name, primary_number
 from syncd.wandb_files import Head, WandbFile
@@ -197,16 +197,11 @@ def new_token() -> str:
 def is_being_uploaded(run_dir: Path) -> bool:
     """Whether a process uploads the run at this moment: its log must not become another one under its hands."""
     with suppress(FileNotFoundError):
-        for name in os.listdir(run_dir / SYNC_DIR):
-            if name.endswith(".lock"):
-                fd = os.open(run_dir / SYNC_DIR / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                try:
-                    held = try_lock(fd, shared=True)
-                    # Of a lock that is free here nothing more is asked: another host's process finds out by itself.
-                    if not held and is_leased(fd, held, time.time_ns() // 1000):
-                        return True
-                finally:
-                    os.close(fd)
+        for path in lease_files(run_dir):
+            is_free, line = ask_lock(path)
+            # Of a lock that is free here nothing more is asked: another host's process finds out by itself.
+            if not is_free and is_leased(is_free, line, time.time_ns() // 1000):
+                return True
     return False
 
 
